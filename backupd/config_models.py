@@ -1,0 +1,321 @@
+"""What a configuration holds: one frozen model per TOML table, every key with its default.
+
+The models check one value at a time, and what keys of one table say about each other. Files, environment
+variables and messages are the business of config_source.py and config.py. Secrets are SecretStr: no repr, no str.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from backupd.config_values import (
+    Address,
+    Compression,
+    Schedule,
+    parse_address,
+    parse_compression,
+    parse_duration,
+    parse_schedule,
+    parse_size,
+    parse_timezone,
+    resolve_path,
+)
+
+EPHEMERAL = "ephemeral"
+
+
+def problem(text: str) -> PydanticCustomError:
+    """A whole sentence about a value, where "expected X, found Y" would not say it. Never quotes the value."""
+    return PydanticCustomError("problem", "{text}", {"text": text})
+
+
+def _parsed_by(parse: Callable[[str], object]) -> BeforeValidator:
+    """A text in one of the small languages of config_values."""
+
+    def validate(value: object) -> object:
+        if not isinstance(value, str):
+            _ = parse("")  # raises what it expects
+        return parse(str(value))
+
+    return BeforeValidator(validate)
+
+
+def _resolved(value: object, info: ValidationInfo) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("expected a path")
+    context: dict[str, Any] = info.context or {}
+    return resolve_path(value, context["folder"], context["home"])
+
+
+def _not_empty(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value():
+        raise problem("is empty")
+    return value
+
+
+def _at_least_a_second(value: timedelta) -> timedelta:
+    # For PostgreSQL a lock timeout of 0 means: wait for ever, which is what it is there to prevent.
+    if not timedelta(seconds=1) <= value <= timedelta(days=1):
+        raise ValueError("expected a duration from 1s to 1d")
+    return value
+
+
+def _not_nothing(value: timedelta) -> timedelta:
+    if not value:
+        raise ValueError("expected a duration of more than 0")
+    return value
+
+
+def _checked_dsn(value: SecretStr) -> SecretStr:
+    _conninfo(_not_empty(value))
+    return value
+
+
+def _checked_scratch(value: SecretStr) -> SecretStr:
+    return value if value.get_secret_value() == EPHEMERAL else _checked_dsn(value)
+
+
+def _conninfo(dsn: SecretStr) -> dict[str, Any]:
+    """The parameters of a libpq connection string."""
+    import psycopg.conninfo  # not at the top: loading libpq takes longer than the rest of this file
+
+    try:
+        return dict(psycopg.conninfo.conninfo_to_dict(dsn.get_secret_value()))
+    except psycopg.ProgrammingError:
+        pass  # libpq's message may quote the password, so nothing of it is passed on
+    raise ValueError('expected a PostgreSQL connection string: "postgresql://user@host/name" or "host=… dbname=…"')
+
+
+def has_password(dsn: SecretStr) -> bool:
+    """Whether a connection string holds a password itself. ValueError for one that cannot be read."""
+    return not {"password", "sslpassword"}.isdisjoint(_conninfo(dsn))
+
+
+def literal_password(dsn: str, stand_in: str) -> bool:
+    """Whether a connection string holds a password in which `stand_in` (for a variable) does not occur."""
+    try:
+        parameters = _conninfo(SecretStr(dsn))
+    except ValueError:
+        return False  # "ephemeral", or no connection string at all, which is reported elsewhere
+    return any(stand_in not in parameters.get(name, stand_in) for name in ("password", "sslpassword"))
+
+
+FilePath = Annotated[Path, BeforeValidator(_resolved)]
+Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML knows lists only
+Password = Annotated[SecretStr, AfterValidator(_not_empty)]
+Dsn = Annotated[SecretStr, AfterValidator(_checked_dsn)]
+ScheduleText = Annotated[InstanceOf[Schedule], _parsed_by(parse_schedule)]
+Count = Annotated[int, Field(ge=0, le=100_000)]
+
+
+class Table(BaseModel):
+    """A TOML table: its keys and no others, of exactly these types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class Repository(Table):
+    """[repository]: where backups are kept. Everything but `url` is for S3."""
+
+    url: str  # s3://BUCKET[/PREFIX] or file:///FOLDER
+    endpoint_url: str | None = None  # default: Amazon's own
+    region: str | None = None
+    profile: str | None = None  # of ~/.aws/config
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    storage_class: str | None = None
+    checksums: Literal["auto", "when_supported", "when_required"] = "auto"
+    ca_bundle: FilePath | None = None
+    access_key_id: Password | None = None
+    secret_access_key: Password | None = None
+    session_token: Password | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        # Only the shape: storage.connect has the last word. Not urlsplit: prefixes may hold `?` and `#`.
+        scheme, _, rest = value.partition("://")
+        place, _, path = rest.partition("/")
+        if "@" in place:
+            raise problem("holds a key; put it into access_key_id and secret_access_key_file")
+        s3 = scheme == "s3" and re.fullmatch(r"[A-Za-z0-9._-]{3,63}", place)
+        local = scheme == "file" and place in ("", "localhost") and path.strip("/")
+        if not (s3 or local):
+            raise ValueError('expected "s3://BUCKET", "s3://BUCKET/PREFIX" or "file:///FOLDER"')
+        return value
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _check_endpoint(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+        except ValueError:
+            parts = urlsplit("")
+        if "@" in parts.netloc:
+            raise problem("holds a key; put it into access_key_id and secret_access_key_file")
+        if parts.scheme not in ("https", "http") or not parts.netloc:
+            raise ValueError('expected "https://HOST" or "http://HOST:PORT"')
+        return value
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise problem("access_key_id and secret_access_key belong together, and only one is given")
+        return self
+
+
+class Encryption(Table):
+    """[encryption]: who can open backups, and whose backups are believed."""
+
+    recipients: Texts = ()
+    identity_file: FilePath | None = None
+    signing_key_file: FilePath | None = None
+    trusted_signers: Texts = ()
+
+    # Only the shape is checked here: enough to keep a secret key, pasted by mistake, out of everything printed.
+    @field_validator("recipients")
+    @classmethod
+    def _check_recipients(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(text.upper().startswith("AGE-SECRET-KEY-") for text in value):
+            raise problem("holds a secret key (AGE-SECRET-KEY-…); public keys belong here, they start with age1")
+        if not all(text.startswith("age1") for text in value):
+            raise problem('expected age public keys, "age1…"')
+        return value
+
+    @field_validator("trusted_signers")
+    @classmethod
+    def _check_signers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(text.startswith("RW") and len(text) == 56 for text in value):
+            raise problem('expected minisign public keys, "RW" and 54 characters: the second line of signing.pub')
+        return value
+
+
+class Retention(Table):
+    """Which backups stay: what any of the rules keeps. 0: the rule is off."""
+
+    keep_last: Count = 0
+    keep_within: Annotated[timedelta, _parsed_by(parse_duration), AfterValidator(_not_nothing)] | None = None
+    hourly: Count = 0
+    daily: Count = 0
+    weekly: Count = 0
+    monthly: Count = 0
+    yearly: Count = 0
+
+    @model_validator(mode="after")
+    def _check_any(self) -> Self:
+        if not any(getattr(self, rule) for rule in type(self).model_fields):
+            raise problem("has no rule; give one, such as keep_last = 7, or leave retention out to keep every backup")
+        return self
+
+
+class Check(Table):
+    """An assertion on the restored copy: `sql` must return one true."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    sql: Annotated[str, Field(min_length=1)]
+
+
+class Verify(Table):
+    """How a backup is proven."""
+
+    schedule: ScheduleText | None = None  # default: none
+    scratch: Annotated[SecretStr, AfterValidator(_checked_scratch)] = SecretStr(EPHEMERAL)
+    fingerprint: Literal["rows", "content", "off"] = "rows"
+    checks: Annotated[tuple[Check, ...], Field(strict=False)] = ()
+
+    @field_validator("checks")
+    @classmethod
+    def _check_names(cls, value: tuple[Check, ...]) -> tuple[Check, ...]:
+        if len({check.name for check in value}) < len(value):
+            raise problem("has two checks of the same name; results are told apart by it")
+        return value
+
+    @property
+    def scratch_dsn(self) -> SecretStr | None:
+        """Where to create scratch databases; None: on a throw-away server of this machine."""
+        return None if self.scratch.get_secret_value() == EPHEMERAL else self.scratch
+
+
+class Defaults(Table):
+    """[defaults]: any key of a database, but its dsn."""
+
+    password: Password | None = None
+    schedule: ScheduleText | None = None  # default: none, backups are made by `backupd backup`
+    timezone: Annotated[InstanceOf[ZoneInfo], _parsed_by(parse_timezone)] = ZoneInfo("UTC")
+    jobs: Annotated[int, Field(ge=1, le=64)] = 2
+    compression: Annotated[InstanceOf[Compression], _parsed_by(parse_compression)] = Compression("zstd", 1)
+    lock_wait_timeout: Annotated[timedelta, _parsed_by(parse_duration), AfterValidator(_at_least_a_second)] = timedelta(
+        seconds=30
+    )
+    large_table_size: Annotated[int, _parsed_by(parse_size)] = 64 << 20  # bytes
+    retention: Retention | None = None  # default: every backup stays
+    verify: Verify = Verify()
+
+
+class DatabaseTable(Defaults):
+    """[databases.NAME] as written."""
+
+    dsn: Dsn
+
+    @model_validator(mode="after")
+    def _check_password(self) -> Self:
+        if self.password is not None and has_password(self.dsn):
+            raise problem("there is a password in dsn and another in password; keep one")
+        return self
+
+
+class Database(DatabaseTable):
+    """A database with the defaults merged in. `dsn` holds its password, if `password` is None and it has one."""
+
+    name: str
+
+
+class Postgres(Table):
+    """[postgres]: where programs are looked for first, before PATH and the usual folders."""
+
+    bin_dirs: Annotated[tuple[FilePath, ...], Field(strict=False)] = ()
+
+
+class Server(Table):
+    """[server]: metrics, health and the status page."""
+
+    listen: Annotated[InstanceOf[Address], _parsed_by(parse_address)] = Address("127.0.0.1", 9847)
+
+
+class Document(Table):
+    """The whole file."""
+
+    repository: Repository
+    encryption: Encryption = Encryption()
+    defaults: Defaults = Defaults()
+    databases: dict[str, DatabaseTable] = {}
+    postgres: Postgres = Postgres()
+    server: Server = Server()
+
+
+def secret_keys(model: type[BaseModel]) -> frozenset[str]:
+    """The keys of a table whose value is a secret, and which may be given as KEY_file instead."""
+    return frozenset(name for name, field in model.model_fields.items() if _is_secret(field.annotation))
+
+
+def _is_secret(annotation: object) -> bool:
+    return annotation is SecretStr or any(_is_secret(part) for part in get_args(annotation))

@@ -1,0 +1,61 @@
+"""Every key is documented, and the example says the truth about it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from backupd.config import load
+from backupd.config_models import Document, Table
+
+ROOT = Path(__file__).parents[2]
+DOCS, EXAMPLE = (ROOT / "docs/configuration.md").read_text(), (ROOT / "config/backupd.toml").read_text()
+HEAD = '[repository]\nurl = "file:///x"\n[databases.shop]\ndsn = "host=x"\n'
+
+
+def test_every_key_is_documented_and_in_the_example() -> None:
+    for model in Table.__subclasses__():
+        for key in model.model_fields.keys() - Document.model_fields.keys():
+            assert f"`{key}`" in DOCS, key
+            assert re.search(rf"^(# ?)?(.*\W)?{key}(_file)? = |\[[\w.]+\.{key}\]", EXAMPLE, re.MULTILINE), key
+    for table in Document.model_fields:
+        assert f"`[{table}" in DOCS, table
+        assert f"[{table}" in EXAMPLE, table
+
+
+def test_the_example_loads() -> None:
+    assert set(load(ROOT / "config/backupd.toml", {}).databases) == {"shop"}
+
+
+def test_its_defaults_are_the_defaults(tmp_path: Path) -> None:
+    section = EXAMPLE.partition("\n[defaults]\n")[2].partition("\n[databases.shop]")[0]
+    keys = [line[1:] for line in section.splitlines() if re.match(r"#[a-z_]+ = ", line) and "_file" not in line]
+    assert len(keys) >= 4
+    assert loaded_with(tmp_path, "[defaults]\n" + "\n".join(keys)) == loaded_with(tmp_path, "")
+    for key, default in (("addressing_style", "auto"), ("checksums", "auto")):
+        assert tomllib.loads(re.findall(rf"^#({key} = .*)", EXAMPLE, re.MULTILINE)[0]) == {key: default}
+
+
+def test_its_part_for_later_releases_is_valid(tmp_path: Path) -> None:
+    lines = EXAMPLE.partition("# In [defaults] or in a database:")[2].splitlines()
+    keys = [line[2:] for line in lines if re.match(r"# (\[|[a-z_]+ = )", line)]
+    text = "[defaults]\n" + "\n".join(keys).replace("hourly", "x")
+    config = load(write(tmp_path, HEAD + text), {})
+    shop = config.database("shop")
+    assert shop.schedule is not None
+    assert shop.retention is not None
+    assert shop.retention.yearly == 3
+    assert shop.verify.checks[0].name == "orders of the last day"
+    assert shop.verify.schedule is not None
+    assert config.server == load(write(tmp_path, HEAD), {}).server
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "backupd.toml"
+    path.write_text(text)
+    return path
+
+
+def loaded_with(folder: Path, text: str) -> object:
+    return load(write(folder, HEAD + text), {}).database("shop")
