@@ -1,0 +1,36 @@
+"""Fixtures for all tests: real servers, started when first asked for and gone with the tests."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import boto3
+import pytest
+from hypothesis import settings
+
+from tests.postgres import any_pg, new_database, pg15, pg17, pg18
+from tests.seaweed import SeaweedServer, s3_server
+
+__all__ = ["any_pg", "new_database", "pg15", "pg17", "pg18", "s3_server"]
+
+settings.register_profile("backupd", derandomize=True, deadline=None)
+settings.load_profile("backupd")
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def s3_bucket(s3_server: SeaweedServer) -> str:
+    """A new bucket on the session's S3 server."""
+    name = f"test-{os.getpid()}-{next(_numbers)}"
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3_server.endpoint,
+        region_name=s3_server.region,
+        aws_access_key_id=s3_server.access_key,
+        aws_secret_access_key=s3_server.secret_key,
+    )
+    client.create_bucket(Bucket=name)
+    client.close()
+    return name
