@@ -26,7 +26,7 @@ from backupd.errors import ConfigError, ObjectExistsError, ObjectMissingError, S
 from backupd.storage.s3 import S3Settings, S3Storage
 from backupd.storage.s3_client import Connection
 from tests.faulty_proxy import Fault, FaultyProxy, Rule, Seen
-from tests.seaweed import SeaweedServer, s3_server  # noqa: F401 - the fixture
+from tests.seaweed import SeaweedServer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -56,7 +56,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def client(s3_server: SeaweedServer) -> Iterator[S3Client]:  # noqa: F811
+def client(s3_server: SeaweedServer) -> Iterator[S3Client]:
     """A way past the proxy."""
     with closing(S3Storage(BUCKET, "", s3_server.settings())) as storage:
         storage._connection.client.create_bucket(Bucket=BUCKET)
@@ -64,13 +64,13 @@ def client(s3_server: SeaweedServer) -> Iterator[S3Client]:  # noqa: F811
 
 
 @pytest.fixture
-def proxy(s3_server: SeaweedServer, client: S3Client) -> Iterator[FaultyProxy]:  # noqa: F811
+def proxy(s3_server: SeaweedServer, client: S3Client) -> Iterator[FaultyProxy]:
     with FaultyProxy(("127.0.0.1", s3_server.port)) as running:
         yield running
 
 
 @pytest.fixture
-def connect(proxy: FaultyProxy, s3_server: SeaweedServer) -> Iterator[Callable[..., S3Storage]]:  # noqa: F811
+def connect(proxy: FaultyProxy, s3_server: SeaweedServer) -> Iterator[Callable[..., S3Storage]]:
     """Makes a storage behind the proxy, with a folder of its own."""
     made: list[S3Storage] = []
 
@@ -311,7 +311,7 @@ def test_no_credentials(proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.
     assert proxy.seen == []
 
 
-def test_tls(s3_server: SeaweedServer, client: S3Client, tmp_path: Path) -> None:  # noqa: F811
+def test_tls(s3_server: SeaweedServer, client: S3Client, tmp_path: Path) -> None:
     pem, bundle = _certificate(tmp_path)
     with FaultyProxy(("127.0.0.1", s3_server.port), pem) as proxy:
         settings = s3_server.settings(endpoint_url=proxy.endpoint)
@@ -539,7 +539,7 @@ def test_unfinished_uploads_are_paged(proxy: FaultyProxy, storage: S3Storage, mo
 # The machine
 
 
-def test_an_address_that_worked_is_tried_again(s3_server: SeaweedServer, client: S3Client) -> None:  # noqa: F811
+def test_an_address_that_worked_is_tried_again(s3_server: SeaweedServer, client: S3Client) -> None:
     with FaultyProxy(("127.0.0.1", s3_server.port)) as proxy:
         storage = S3Storage(BUCKET, "again", s3_server.settings(endpoint_url=proxy.endpoint), attempts=3)
         storage.put("a", [b"x"])
@@ -586,7 +586,7 @@ storage.close()
 """
 
 
-def test_memory_is_bounded(s3_server: SeaweedServer, client: S3Client) -> None:  # noqa: F811
+def test_memory_is_bounded(s3_server: SeaweedServer, client: S3Client) -> None:
     """In MiB above what the libraries take: three parts under way, one that fills, and some slack."""
     command = [sys.executable, "-c", _MEMORY_SCRIPT, s3_server.endpoint, s3_server.access_key, s3_server.secret_key]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

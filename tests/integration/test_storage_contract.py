@@ -24,7 +24,7 @@ from backupd.storage.base import Storage, Upload
 from backupd.storage.local import LocalStorage
 from backupd.storage.memory import MemoryStorage
 from backupd.storage.s3 import S3Settings, S3Storage
-from tests.seaweed import SeaweedServer, s3_server
+from tests.seaweed import SeaweedServer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -64,7 +64,7 @@ def moto_subject(monkeypatch: pytest.MonkeyPatch) -> Iterator[Subject]:
 
 
 @pytest.fixture
-def seaweed_subject(s3_server: SeaweedServer) -> Iterator[Subject]:  # noqa: F811
+def seaweed_subject(s3_server: SeaweedServer) -> Iterator[Subject]:
     yield from _s3("seaweed", s3_server.settings())
 
 

@@ -1,0 +1,205 @@
+"""One backup, from the locks to the manifest that makes it exist."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from time import monotonic
+
+from backupd import __version__, manifest, pipeline, times, workers
+from backupd.catalog import Catalog, data_prefix
+from backupd.crypto import age, minisign
+from backupd.manifest import Manifest, Stream, Table
+from backupd.postgres import dump, inventory, snapshot
+from backupd.postgres.inventory import SourceTable
+from backupd.postgres.process import Running
+from backupd.postgres.session import Dsn, explained
+from backupd.postgres.snapshot import Source
+from backupd.postgres.tools import Installation, choose_client, find_installations
+from backupd.progress import Progress
+
+_MOST_OWN_STREAMS = 256  # each costs a pg_dump, which reads the whole catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything one backup needs to know."""
+
+    database: str  # its name in the configuration and the repository
+    dsn: Dsn
+    recipients: Sequence[age.Recipient]
+    signing_key: minisign.SecretKey
+    jobs: int = 2
+    level: int = 1  # zstd
+    lock_timeout: timedelta = timedelta(seconds=30)
+    large_table: int = 64 << 20  # bytes from which a table has a stream of its own
+    bin_dirs: Sequence[Path] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stream to be made: which program's output, under which name."""
+
+    name: str  # data-0003
+    kind: str
+    label: str  # for people: public.orders
+    command: dump.Command
+    tables: tuple[str, ...] = ()
+    bytes: int = 0  # on the source, to take the largest first
+
+
+def run(job: Job, catalog: Catalog, progress: Progress) -> Manifest:
+    """Back up one database. Whatever goes wrong leaves no backup that anyone could list."""
+    repository, started_at, running = catalog.ensure_repository(), times.now(), Running()
+    progress.phase(f"{job.database}: locking tables and taking a snapshot")
+    with snapshot.take(job.dsn, lock_timeout=job.lock_timeout, holder=repository) as source:
+        backup_id = manifest.new_id(source.taken_at)
+        client = choose_client(find_installations(job.bin_dirs), source.major)
+        parts = plan_parts(job, source, client)
+        counted = [table for part in parts for table in _tables_of(part, source)]
+        progress.phase(f"{job.database}: dumping {len(counted)} tables in {len(parts)} streams")
+        try:
+            stored, rows = workers.run(
+                [partial(store, job, catalog, backup_id, part, running, progress) for part in ordered(parts)],
+                job.jobs,
+                running,
+                beside=partial(snapshot.count, source, counted, running),
+            )
+            made = describe(job, source, client, repository, backup_id, started_at, stored, rows or {})
+            source.check_alive()  # a session lost earlier would have let tables change under the dump
+            catalog.commit(made, job.signing_key)
+        except BaseException as error:
+            running.stop()
+            _discard(catalog, job.database, backup_id, error)
+            raise
+    return made
+
+
+def plan_parts(job: Job, source: Source, client: Installation) -> list[Part]:
+    """Globals, the schema, one data stream for all small tables, and one for each large table, largest first."""
+    dumping = [table for table in source.tables if table.has_rows]
+    large_enough = [t for t in dumping if t.bytes >= job.large_table and _can_be_named(t, source)]
+    by_size = sorted(large_enough, key=lambda t: t.bytes, reverse=True)
+    large = by_size[:_MOST_OWN_STREAMS]
+    own = {table.oid for table in large}
+    small = [table for table in dumping if table.oid not in own]
+    tool = dump.Dumper(client, source, job.lock_timeout)
+    # No two programs that lock every table run at once: with ours that would be three locks a table, and a server
+    # with default settings has room for about three times 5,000.
+    all_tables = threading.Lock()
+    parts = [
+        Part("schema", "schema", "schema", tool.schema(alone=all_tables)),
+        Part("globals", "globals", "roles", tool.globals()),
+        Part(
+            "data-0000",
+            "data",
+            f"{len(small)} tables" if small else "sequences and large objects",
+            tool.all_but(large, alone=all_tables),
+            tuple(t.sql for t in small),
+            sum(t.bytes for t in small),
+        ),
+    ]
+    for number, table in enumerate(large, 1):
+        parts.append(Part(f"data-{number:04}", "data", table.sql, tool.only(table), (table.sql,), table.bytes))
+    return parts
+
+
+def _can_be_named(table: SourceTable, source: Source) -> bool:
+    """Whether pg_dump, which takes names in the database's encoding, understands ours; else it goes with the rest."""
+    return table.sql.isascii() or source.encoding in ("UTF8", "SQL_ASCII")
+
+
+def ordered(parts: Sequence[Part]) -> list[Part]:
+    """The schema first (its locks make way for the small tables'), then the largest first."""
+    return sorted(parts, key=lambda part: (part.kind != "schema", -part.bytes))
+
+
+def store(job: Job, catalog: Catalog, backup_id: str, part: Part, running: Running, progress: Progress) -> Stream:
+    """Run one dump program into the repository."""
+    key = f"{data_prefix(job.database, backup_id)}{part.name}.{'sql' if part.kind == 'globals' else 'dump'}.zst.age"
+    progress.begin(part.name, part.label, part.bytes or None)
+    began = monotonic()
+    with closing(part.command.output(running)) as output:
+        stored = pipeline.store(
+            output,
+            catalog.storage,
+            key,
+            recipients=job.recipients,
+            level=job.level,
+            advance=partial(progress.advance, part.name),
+        )
+    progress.end(part.name)
+    return Stream(
+        key=key,
+        kind=part.kind,  # type: ignore[arg-type]
+        tables=part.tables,
+        raw_bytes=stored.raw_bytes,
+        stored_bytes=stored.stored_bytes,
+        sha256=stored.sha256,
+        header_sha256=stored.header_sha256,
+        seconds=round(monotonic() - began, 3),
+    )
+
+
+def describe(
+    job: Job,
+    source: Source,
+    client: Installation,
+    repository: str,
+    backup_id: str,
+    started_at: datetime,
+    streams: Sequence[Stream],
+    rows: dict[int, int],
+) -> Manifest:
+    """The manifest, its inventory read in the dump's own snapshot."""
+    holding = {table: stream.name for stream in streams for table in stream.tables}
+    session = source.connection
+    with explained("the database's catalogs could not be read"):
+        row = session.execute("select pg_database_size(current_database())").fetchone()
+        assert row is not None
+        return Manifest(
+            format=manifest.FORMAT,
+            kind="logical",
+            repository=repository,
+            database=job.database,
+            id=backup_id,
+            taken_at=source.taken_at,
+            started_at=started_at,
+            finished_at=times.now(),
+            backupd_version=__version__,
+            server_version=source.version,
+            server_major=source.major,
+            tools={"pg_dump": "{}.{}".format(*client.version)},
+            standby=source.standby,
+            properties=inventory.properties(session),
+            extensions=inventory.extensions(session),
+            roles=inventory.roles(session),
+            tablespaces=inventory.tablespaces(session),
+            database_bytes=row[0],
+            streams=tuple(sorted(streams, key=lambda stream: stream.key)),
+            tables=tuple(
+                Table(
+                    schema_=t.schema, name=t.name, rows=rows[t.oid], bytes=t.bytes, stream=holding[t.sql], root=t.root
+                )
+                for t in source.tables
+                if t.has_rows
+            ),
+        )
+
+
+def _tables_of(part: Part, source: Source) -> Iterator[SourceTable]:
+    names = set(part.tables)
+    return (table for table in source.tables if table.sql in names)
+
+
+def _discard(catalog: Catalog, database: str, backup_id: str, error: BaseException) -> None:
+    """Remove what was stored. If that fails too, the first error stays the one that is told."""
+    try:
+        catalog.discard(database, backup_id)
+    except Exception as second:  # noqa: BLE001  (whatever it is: it must not hide the first)
+        error.add_note(f"What was stored of it could not be removed from {data_prefix(database, backup_id)}: {second}")

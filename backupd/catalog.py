@@ -1,0 +1,271 @@
+"""The committed backups of a repository: keys and manifests, not bytes. docs/format.md has the layout.
+
+A backup exists when its manifest does. Manifests are believed only when a trusted signer signed them and
+when they are what their place says: this repository's, this database's, this backup's.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from backupd import manifest as manifests
+from backupd import times
+from backupd.crypto import minisign
+from backupd.errors import (
+    BackupdError,
+    IntegrityError,
+    NoBackupError,
+    ObjectExistsError,
+    ObjectMissingError,
+)
+from backupd.manifest import Manifest
+from backupd.storage.base import Storage
+
+MARKER = "backupd.json"
+# In bytes; a manifest has some 150 for each table.
+_MARKER_LIMIT, _SIGNATURE_LIMIT, _MANIFEST_LIMIT = 1 << 20, 1 << 16, 256 << 20
+_READERS = 8  # manifests read at a time
+
+
+def manifest_key(database: str, backup_id: str) -> str:
+    return f"{database}/manifests/{backup_id}.json"
+
+
+def signature_key(database: str, backup_id: str) -> str:
+    return f"{database}/signatures/{backup_id}.json.minisig"
+
+
+def data_prefix(database: str, backup_id: str) -> str:
+    return f"{database}/data/{backup_id}/"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BackupRef:
+    """A committed backup, as far as its name tells."""
+
+    second: datetime  # the snapshot's time, cut to the second
+    id: str
+    database: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProofRef:
+    """The newest proof of a backup, as far as its name tells."""
+
+    status: str  # passed, failed
+    at: datetime
+
+
+class Catalog:
+    """One repository. Reads need `trusted`; `commit` needs the signing key."""
+
+    def __init__(self, storage: Storage, trusted: Sequence[minisign.PublicKey]) -> None:
+        self.storage = storage
+        self._trusted = trusted
+        self._repository: str | None = None
+
+    # ---- the marker
+
+    def repository_id(self) -> str | None:
+        """The id in the marker; None where there is none (yet)."""
+        if self._repository is None:
+            try:
+                raw = json.loads(self._small(MARKER, _MARKER_LIMIT))
+                version, repository = int(raw["format"]), str(raw["repository"])
+            except ObjectMissingError:
+                return None
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+                raise IntegrityError(
+                    f"the repository's marker {MARKER} is not readable",
+                    detail=f"{self.storage.url}: {type(error).__name__}: {error}",
+                    hint="Is this a backupd repository? Restore the marker from a copy of the bucket.",
+                ) from error
+            if version > manifests.FORMAT:
+                raise IntegrityError(
+                    f"the repository has format version {version}, and this backupd reads up to {manifests.FORMAT}",
+                    detail=self.storage.url,
+                    hint="Use a newer backupd.",
+                )
+            self._repository = repository  # not before: every call refuses a repository that cannot be read
+        return self._repository
+
+    def ensure_repository(self) -> str:
+        """The repository's id; the first backup makes the marker."""
+        found = self.repository_id()
+        if found is not None:
+            return found
+        marker = {"format": manifests.FORMAT, "repository": uuid.uuid4().hex, "created_at": times.iso(times.now())}
+        with suppress(ObjectExistsError):  # another host was first: its marker counts
+            self.storage.put(MARKER, [json.dumps(marker).encode() + b"\n"], create_only=True)
+        again = self.repository_id()
+        if again is None:
+            raise IntegrityError(f"the marker {MARKER} vanished just after it was written", detail=self.storage.url)
+        return again
+
+    # ---- finding
+
+    def databases(self) -> list[str]:
+        """Every database the repository has a folder for, in or out of the configuration."""
+        return [name for name in self.storage.list_folders("") if not name.startswith(".")]
+
+    def backups(self, database: str) -> list[BackupRef]:
+        """The committed backups of one database, oldest first. Asks for names only."""
+        prefix = f"{database}/manifests/"
+        found = []
+        for info in self.storage.list(prefix):
+            backup_id = info.key[len(prefix) :].removesuffix(".json")
+            second = manifests.id_second(backup_id)
+            if second is not None and info.key.endswith(".json"):
+                found.append(BackupRef(second, backup_id, database))
+        return sorted(found)
+
+    def proofs(self, database: str) -> dict[str, ProofRef]:
+        """For each backup that has one, its newest proof."""
+        prefix, newest = f"{database}/proofs/", {}
+        for info in self.storage.list(prefix):
+            backup_id, _, name = info.key[len(prefix) :].partition("/")
+            stamp, _, status = name.removesuffix(".json").rpartition("-")
+            if not name.endswith(".json") or status not in ("passed", "failed"):
+                continue
+            at = manifests.id_second(f"{stamp}-aaaaaa")
+            if at is not None:
+                newest[backup_id] = ProofRef(status, at)  # keys come in the order of time
+        return newest
+
+    def find(self, database: str, at: datetime | None) -> BackupRef:
+        """The newest backup whose snapshot is at or before `at` (None: the newest). Never a later one.
+
+        Names tell the second; only for a snapshot in the very second asked for is a manifest read.
+        """
+        known = self.backups(database)
+        for ref in reversed(known):
+            if at is None or ref.second + timedelta(seconds=1) <= at:
+                return ref
+            if ref.second <= at and self.manifest(ref).taken_at <= at:
+                return ref
+        raise self._nothing(database, known, at)
+
+    def by_id(self, database: str, backup_id: str) -> BackupRef:
+        known = self.backups(database)
+        for ref in known:
+            if ref.id == backup_id:
+                return ref
+        raise NoBackupError(
+            f"there is no backup {backup_id} of {database}",
+            detail=self.storage.url,
+            hint=f"See what there is: backupd list {database}",
+        )
+
+    def _nothing(self, database: str, known: list[BackupRef], at: datetime | None) -> NoBackupError:
+        if not known:
+            others = ", ".join(self.databases()) or "nothing"
+            return NoBackupError(
+                f"there is no backup of {database}",
+                detail=f"{self.storage.url} holds: {others}",
+                hint=f"Is this the right repository and database? Make one: backupd backup {database}",
+            )
+        assert at is not None
+        return NoBackupError(
+            f"no backup of {database} was taken at or before {times.iso(at)}",
+            detail=f"The oldest is {known[0].id}, taken at {times.iso(known[0].second)}.",
+            hint=f"Ask for that time or a later one: --at {times.iso(known[0].second + timedelta(seconds=1))}",
+        )
+
+    # ---- reading and writing manifests
+
+    def manifest(self, ref: BackupRef) -> Manifest:
+        """The checked manifest. Raises IntegrityError (exit 7) for anything that is not exactly right."""
+        where = manifest_key(ref.database, ref.id)
+        try:
+            data = self._small(where, _MANIFEST_LIMIT)
+        except ObjectMissingError as error:
+            raise NoBackupError(
+                f"backup {ref.id} of {ref.database} is gone", detail="Its manifest was deleted since it was listed."
+            ) from error
+        try:
+            signature = self._small(signature_key(ref.database, ref.id), _SIGNATURE_LIMIT)
+        except ObjectMissingError as error:
+            raise IntegrityError(
+                f"the manifest of backup {ref.id} of {ref.database} has no signature",
+                detail=signature_key(ref.database, ref.id),
+                hint="A manifest that nobody signed is not believed. Choose an older backup: backupd list.",
+            ) from error
+        minisign.verify(signature.decode("utf-8", "replace"), data, self._trusted, what=where)
+        found = manifests.decode(data, where)
+        self._in_its_place(found, ref, where)
+        return found
+
+    def _small(self, key: str, limit: int) -> bytes:
+        """An object that is never large; one that is was not written by backupd, and is no reason to read it all."""
+        with closing(self.storage.open(key, length=limit + 1)) as chunks:
+            data = b"".join(chunks)
+        if len(data) > limit:
+            raise IntegrityError(
+                f"{key} is larger than any that backupd writes",
+                detail=f"More than {limit} bytes, in {self.storage.url}.",
+                hint="The object was damaged or replaced. Choose another backup: backupd list.",
+            )
+        return data
+
+    def _in_its_place(self, found: Manifest, ref: BackupRef, where: str) -> None:
+        repository = self.repository_id()
+        for what, is_, should in (
+            ("database", found.database, ref.database),
+            ("backup", found.id, ref.id),
+            ("repository", found.repository, repository or found.repository),
+        ):
+            if is_ != should:
+                raise IntegrityError(
+                    f"the manifest {where} is that of another {what}",
+                    detail=f"It says {what} {is_}, and its place says {should}.",
+                    hint="Somebody moved or swapped objects in the repository. Choose another backup.",
+                )
+
+    def commit(self, made: Manifest, key: minisign.SecretKey) -> None:
+        """Make a backup exist: its signature first, then, create-only, its manifest.
+
+        On a thread of its own, which an interrupt waits for: a write that is still under way when its backup is
+        discarded could arrive after that.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="commit") as alone:
+            alone.submit(self._commit, made, key).result()
+
+    def _commit(self, made: Manifest, key: minisign.SecretKey) -> None:
+        data = made.encode()
+        signature = minisign.sign(key, data, trusted_comment=f"backupd manifest {made.database}/{made.id}")
+        self.storage.put(signature_key(made.database, made.id), [signature.encode()])
+        place = manifest_key(made.database, made.id)
+        try:
+            self.storage.put(place, [data], create_only=True)
+        except ObjectExistsError:
+            # A write whose answer was lost and that was then retried meets itself.
+            if self.storage.read(place) != data:
+                raise
+
+    def discard(self, database: str, backup_id: str) -> None:
+        """Remove all that a failed backup stored. The manifest first: a write that failed may have happened after
+        all, and as long as that is not known to be undone, the data stays."""
+        self.storage.delete([manifest_key(database, backup_id)])
+        self.storage.delete([signature_key(database, backup_id)])
+        self.storage.delete([info.key for info in self.storage.list(data_prefix(database, backup_id))])
+
+    def all_manifests(self, database: str) -> Iterator[tuple[BackupRef, Manifest | BackupdError]]:
+        """Every backup with its manifest, newest first; one that cannot be believed comes as its error."""
+
+        def read(ref: BackupRef) -> tuple[BackupRef, Manifest | BackupdError] | None:
+            try:
+                return ref, self.manifest(ref)
+            except IntegrityError as error:
+                return ref, error
+            except NoBackupError:  # deleted since it was listed
+                return None
+
+        self.repository_id()  # once, before many threads ask for it
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="manifests") as pool:
+            yield from filter(None, pool.map(read, reversed(self.backups(database))))

@@ -1,0 +1,298 @@
+"""The preflight: everything a backup and a restore need, each tried for real, a line each with its remedy."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from dataclasses import replace as with_changes
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from backupd import times
+from backupd.catalog import Catalog
+from backupd.config import Config
+from backupd.config_models import Database
+from backupd.errors import BackupdError, IntegrityError, ObjectExistsError, StorageError
+from backupd.postgres import inventory
+from backupd.postgres.session import Dsn, connect, explained
+from backupd.postgres.tools import choose_client, find_installations
+from backupd.storage.base import Storage
+from backupd.storage.connect import connect as connect_storage
+
+if TYPE_CHECKING:
+    import psycopg
+
+_PROBE = ".probe"  # no database can have this name
+_SEVERAL_PARTS = 11 << 20  # more than one part of a multipart upload
+_SKEW = 5.0  # seconds between our clock and a server's that deserve a word
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    name: str
+    status: str  # ok, warning, failed
+    detail: str
+    hint: str = ""
+    exit_code: int = 0
+
+
+def examine(config: Config, databases: Sequence[Database], dsns: Sequence[Dsn]) -> Iterator[Finding]:
+    """Each finding as soon as it is known; a failed one carries the exit code of its kind."""
+    yield Finding("configuration", "ok", f"{config.path}, {len(config.databases)} databases")
+    yield from _keys(config)
+    yield _tools(config)
+    yield from _storage(config)
+    for database, dsn in zip(databases, dsns, strict=True):
+        yield from _database(config, database, dsn)
+    if not databases:
+        yield Finding("databases", "failed", "none is configured", "Add a [databases.NAME] with its dsn.", 2)
+
+
+def _failed(name: str, error: BackupdError) -> Finding:
+    detail = f"{error.message}: {error.detail}" if error.detail else error.message
+    return Finding(name, "failed", detail.replace("\n", "; "), error.hint, error.exit_code)
+
+
+def _attempt(name: str, work: Callable[[], Finding]) -> Finding:
+    try:
+        return work()
+    except BackupdError as error:
+        return _failed(name, error)
+
+
+def _keys(config: Config) -> Iterator[Finding]:
+    yield _attempt("recipients", lambda: Finding("recipients", "ok", f"{len(config.recipients())} can open backups"))
+    yield _attempt("identity", lambda: _identity(config))
+
+    def signing() -> Finding:
+        public = config.load_signing_key().public
+        if public not in config.trusted_signers():
+            return Finding(
+                "signing key",
+                "failed",
+                f"{public.key_id} is not among trusted_signers: what it signs would not be believed",
+                f'Add "{public}" to trusted_signers.',
+                2,
+            )
+        return Finding("signing key", "ok", f"{public.key_id}, trusted")
+
+    yield _attempt("signing key", signing)
+
+
+def _identity(config: Config) -> Finding:
+    if config.encryption.identity_file is None:
+        return Finding("identity", "ok", "none here: this host can back up, and can neither restore nor verify")
+    own = {identity.recipient for identity in config.load_identities()}
+    if own.isdisjoint(config.recipients()):
+        return Finding(
+            "identity",
+            "failed",
+            f"{config.encryption.identity_file} opens none of the backups that are made here",
+            "Put its public key among the recipients: age-keygen -y prints it.",
+            7,
+        )
+    return Finding("identity", "ok", f"{config.encryption.identity_file} opens the backups made here")
+
+
+def _tools(config: Config) -> Finding:
+    found = find_installations(config.postgres.bin_dirs)
+    if not found:
+        hint = "Install postgresql-client, or pip install 'backupd[postgres]', or name bin_dirs in [postgres]."
+        return Finding("tools", "failed", "no PostgreSQL client was found", hint, 6)
+    return Finding("tools", "ok", "PostgreSQL clients " + ", ".join(str(each) for each in found))
+
+
+# ---- storage
+
+
+def _storage(config: Config) -> Iterator[Finding]:
+    url = config.repository.url
+    try:
+        with closing(connect_storage(url, config.s3_settings())) as storage:
+            yield from _probe(storage)
+            yield _attempt("repository", lambda: _repository(config, storage))
+    except BackupdError as error:
+        hint = error.hint
+        if isinstance(error, StorageError | IntegrityError) and url.startswith("s3:"):
+            hint = " ".join(filter(None, [_settings_that_work(config), hint]))
+        error.hint = hint
+        yield _failed("storage", error)
+
+
+def _repository(config: Config, storage: Storage) -> Finding:
+    catalog = Catalog(storage, config.trusted_signers())
+    found = catalog.repository_id()
+    if found is None:
+        return Finding("repository", "ok", f"{storage.url} is empty: the first backup begins it")
+    return Finding("repository", "ok", f"{storage.url}, id {found}, {len(catalog.databases())} databases")
+
+
+def _probe(storage: Storage) -> Iterator[Finding]:
+    """Write, read back, list, refuse, abort and delete for real; leaves nothing behind."""
+    prefix = f"{_PROBE}/{secrets.token_hex(8)}/"
+    small, large = prefix + "small", prefix + "large"
+    try:
+        _round_trip(storage, small, b"backupd " * 100)
+        _round_trip(storage, large, secrets.token_bytes(1 << 20) * (_SEVERAL_PARTS >> 20))
+        listed = [info.key for info in storage.list(prefix)]
+        if listed != [large, small]:
+            raise StorageError(
+                "a listing does not show what was written", detail=f"wrote 2 objects, listed {len(listed)}"
+            )
+        yield Finding("storage", "ok", f"{storage.url}: write, read, range, list")
+        yield _create_only(storage, small)
+        yield _aborts(storage, prefix)
+    finally:
+        storage.delete([small, large])
+    if list(storage.list(prefix)):
+        raise StorageError("deleted objects are still listed", hint="Are object locks or versions on for this bucket?")
+    yield Finding("storage deletes", "ok", "what was written is gone")
+
+
+def _round_trip(storage: Storage, key: str, data: bytes) -> None:
+    storage.put(key, [data[:1000], data[1000:]])
+    got = b"".join(storage.open(key))
+    if got != data:
+        raise IntegrityError(
+            f"the storage gives back {len(got)} bytes that are not the {len(data)} bytes written",
+            hint='Some look-alikes store checksum trailers inside objects: set checksums = "when_required".',
+        )
+    if b"".join(storage.open(key, offset=100, length=50)) != data[100:150]:
+        raise IntegrityError("the storage does not honour ranges", hint="Downloads could not be resumed: use another.")
+
+
+def _create_only(storage: Storage, key: str) -> Finding:
+    try:
+        storage.put(key, [b"second"], create_only=True)
+    except ObjectExistsError:
+        return Finding("storage create-only", "ok", "an existing object is not replaced")
+    return Finding(
+        "storage create-only",
+        "warning",
+        "an existing object was replaced although that was to be refused",
+        "The store ignores If-None-Match. IDs of backups hold chance, so none is replaced by accident.",
+    )
+
+
+def _aborts(storage: Storage, prefix: str) -> Finding:
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def broken() -> Iterator[bytes]:
+        yield bytes(_SEVERAL_PARTS)
+        raise Stop
+
+    key = prefix + "aborted"
+    with suppress(Stop):
+        storage.put(key, broken())
+    if any(info.key == key for info in storage.list(prefix)):
+        storage.delete([key])
+        raise StorageError("an aborted upload appeared as an object", hint="This store can't be trusted with backups.")
+    return Finding("storage aborts", "ok", "an aborted upload leaves no object")
+
+
+def _settings_that_work(config: Config) -> str:
+    """Try the settings that look-alikes differ in, and say which combination works."""
+    given = config.s3_settings()
+    for style in ("path", "virtual"):
+        for checksums in ("when_required", "when_supported"):
+            settings = with_changes(given, addressing_style=style, checksums=checksums)
+            try:
+                with closing(connect_storage(config.repository.url, settings)) as storage:
+                    for _ in _probe(storage):
+                        pass
+            except BackupdError:
+                continue
+            return f'These settings work here: addressing_style = "{style}", checksums = "{checksums}".'
+    return ""
+
+
+# ---- databases
+
+
+def _database(config: Config, database: Database, dsn: Dsn) -> Iterator[Finding]:
+    name = f"database {database.name}"
+    try:
+        with closing(connect(dsn)) as connection, explained("the server could not be looked at"):
+            version_num, version, standby, clock = _facts(connection)
+            client = choose_client(find_installations(config.postgres.bin_dirs), version_num // 10000)
+            where = f"{connection.info.dbname} on {dsn.server}, PostgreSQL {version}" + (
+                " (standby)" if standby else ""
+            )
+            yield Finding(name, "ok", f"{where}, dumped by {client}")
+            yield _privileges(name, connection, standby)
+            yield from _locks(name, connection)
+            skew = abs((times.now() - clock).total_seconds())
+            if skew > _SKEW:
+                hint = "Backups carry the server's time. Set the clocks right (NTP)."
+                yield Finding(name, "warning", f"the server's clock is {skew:.0f} s from this machine's", hint)
+    except BackupdError as error:
+        yield _failed(name, error)
+
+
+def _facts(connection: psycopg.Connection) -> tuple[int, str, bool, datetime]:
+    row = connection.execute(
+        "select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery(),"
+        " clock_timestamp()"
+    ).fetchone()
+    assert row is not None
+    return row[0], str(row[1]).split()[0], row[2], row[3].astimezone(UTC)
+
+
+def _privileges(name: str, connection: psycopg.Connection, standby: bool) -> Finding:
+    tables = [table for table in inventory.tables(connection, standby=standby) if table.has_rows]
+    unreadable = [
+        str(row[0])
+        for row in connection.execute(
+            "select quote_ident(nspname) || '.' || quote_ident(relname) from pg_class c"
+            " join pg_namespace n on n.oid = relnamespace where c.oid = any(%s)"
+            " and not (has_table_privilege(c.oid, 'select') and has_schema_privilege(n.oid, 'usage'))",
+            [[table.oid for table in tables]],
+        ).fetchall()
+    ]
+    row = connection.execute("select current_user, rolsuper or rolbypassrls from pg_roles where rolname = current_user")
+    user, sees_all = row.fetchone() or ("?", False)
+    if unreadable:
+        return Finding(
+            f"{name} privileges",
+            "failed",
+            f"{user} can't read {len(unreadable)} of {len(tables)} tables: {', '.join(unreadable[:3])}",
+            f'GRANT pg_read_all_data TO "{user}"; (PostgreSQL 14 and later)',
+            6,
+        )
+    hidden = connection.execute(
+        "select count(*) from pg_class where oid = any(%s) and relrowsecurity"
+        " and (relforcerowsecurity or not pg_has_role(relowner, 'usage'))",
+        [[table.oid for table in tables]],
+    ).fetchone()
+    if hidden and hidden[0] and not sees_all:
+        return Finding(
+            f"{name} privileges",
+            "failed",
+            f"row-level security hides rows of {hidden[0]} tables from {user}, so they can't be dumped",
+            f'ALTER ROLE "{user}" BYPASSRLS;',
+            6,
+        )
+    return Finding(f"{name} privileges", "ok", f"{user} can read all {len(tables)} tables")
+
+
+def _locks(name: str, connection: psycopg.Connection) -> Iterator[Finding]:
+    """A backup locks each table twice (once itself, once through pg_dump), beside what else goes on."""
+    row = connection.execute(
+        """
+        select current_setting('max_locks_per_transaction')::int
+               * (current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int),
+               (select count(*) from pg_class where relkind in ('r', 'p', 'S') and relpersistence <> 't')
+        """
+    ).fetchone()
+    assert row is not None
+    room, relations = row
+    if relations > room * 1.5:
+        yield Finding(
+            f"{name} locks",
+            "warning",
+            f"{relations} tables and sequences, and the server has {room} lock slots",
+            "Raise max_locks_per_transaction if a backup fails with 'out of shared memory'.",
+        )

@@ -1,0 +1,203 @@
+"""What people see: errors in three parts, progress on a terminal or as lines, tables. Results go to stdout,
+everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TextIO
+
+from backupd import times
+from backupd.errors import BackupdError
+from backupd.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How to speak: chosen once, by the global options."""
+
+    log_format: str = "text"  # or json: one JSON document a line
+    verbose: bool = False
+    quiet: bool = False
+
+
+def emit(text: str) -> None:
+    """A result."""
+    print(printable(text))  # noqa: T201
+
+
+def emit_json(document: object) -> None:
+    """A result as the one JSON document of a run."""
+    print(_json(document, indent=2))  # noqa: T201
+
+
+def _json(document: object, indent: int | None = None) -> str:
+    """JSON that no terminal takes for commands either: what is not printable is escaped, as `printable` does."""
+    text = json.dumps(document, ensure_ascii=False, indent=indent)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def printable(text: str) -> str:
+    """Control characters, which names from a database may hold, shown as escapes: they would steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(style: Style, text: str, level: str = "info", fields: Mapping[str, object] | None = None) -> None:
+    """A line for whoever watches."""
+    if style.quiet and level == "info":
+        return
+    if style.log_format == "json":
+        document = {"time": times.iso(times.now()), "level": level, "message": text, **(fields or {})}
+        print(_json(document), file=sys.stderr, flush=True)  # noqa: T201
+    else:
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def error_document(error: BackupdError) -> dict[str, Any]:
+    return {
+        "error": {
+            "message": error.message,
+            "detail": "\n".join([*filter(None, [error.detail]), *getattr(error, "__notes__", [])]),
+            "hint": error.hint,
+            "exit": error.exit_code,
+        }
+    }
+
+
+def show_error(style: Style, error: BackupdError) -> None:
+    """Message, detail and hint on stderr."""
+    if style.log_format == "json":
+        fields = error_document(error)["error"]
+        say(style, error.message, "error", {key: fields[key] for key in ("detail", "hint", "exit")})
+        return
+    red, plain = ("\x1b[1;31m", "\x1b[0m") if colours(sys.stderr) else ("", "")
+    lines = [f"{red}error:{plain} {printable(error.message)}"]
+    lines += [f"  {line}" for line in printable(error.detail).splitlines()]
+    lines += [f"  {line}" for note in getattr(error, "__notes__", []) for line in printable(note).splitlines()]
+    hints = printable(error.hint).splitlines()
+    lines += [f"{'hint: ' if not i else '      '}{line}" for i, line in enumerate(hints)]
+    print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def colours(stream: TextIO | None) -> bool:
+    import os
+
+    return stream is not None and stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Columns under headers; those in `right` are numbers. The last column is never cut or padded."""
+    cells = [[printable(cell).replace("\n", "\\n") for cell in row] for row in (headers, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
+    lines = []
+    for row in cells:
+        parts = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)
+
+
+class Lines:
+    """Progress without a terminal: a line when a phase begins and when a stream is done."""
+
+    def __init__(self, style: Style, **fields: object) -> None:
+        self._style = style
+        self._fields = fields
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[str, float]] = {}
+        self._sizes: dict[str, int] = {}
+
+    def phase(self, text: str) -> None:
+        say(self._style, text, "info", self._fields)
+
+    def begin(self, stream: str, label: str, total: int | None) -> None:
+        with self._lock:
+            self._open[stream], self._sizes[stream] = (label, monotonic()), 0
+
+    def advance(self, stream: str, size: int) -> None:
+        self._sizes[stream] += size  # only the stream's own thread counts
+
+    def end(self, stream: str) -> None:
+        label, began = self._open[stream]
+        seconds, size = monotonic() - began, self._sizes[stream]
+        text = f"  {stream} ({label}): {times.human_bytes(size)} in {seconds:.1f} s"
+        if seconds >= 1:
+            text += f", {times.human_bytes(size / seconds)}/s"
+        numbers = {"stream": stream, "raw_bytes": size, "seconds": round(seconds, 3)}
+        say(self._style, text, "info", {**self._fields, **numbers})
+
+    def warn(self, text: str) -> None:
+        say(self._style, f"warning: {text}", "warning", self._fields)
+
+
+class Terminal:
+    """Progress on a terminal: a bar a running stream, with bytes, rate and time."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._lock = threading.Lock()
+        self._tasks: dict[str, TaskID] = {}
+        self._began: dict[str, float] = {}
+        self._labels: dict[str, str] = {}
+
+    def phase(self, text: str) -> None:
+        self._line(f"[bold]{_escape(printable(text))}[/bold]")
+
+    def begin(self, stream: str, label: str, total: int | None) -> None:
+        with self._lock:
+            name = f"{stream} {_escape(printable(label)[:40])}"
+            self._tasks[stream] = self._bars.add_task(name, total=total)
+            self._began[stream], self._labels[stream] = monotonic(), label
+
+    def advance(self, stream: str, size: int) -> None:
+        self._bars.advance(self._tasks[stream], size)
+
+    def end(self, stream: str) -> None:
+        task = self._tasks[stream]
+        size = next(t.completed for t in self._bars.tasks if t.id == task)
+        self._bars.remove_task(task)
+        seconds = monotonic() - self._began[stream]
+        rate = f", {times.human_bytes(size / seconds)}/s" if seconds >= 1 else ""
+        label = _escape(printable(self._labels[stream]))
+        self._line(f"  [green]✓[/green] {stream} ({label}): {times.human_bytes(size)} in {seconds:.1f} s{rate}")
+
+    def warn(self, text: str) -> None:
+        self._line(f"[yellow]warning:[/yellow] {_escape(printable(text))}")
+
+    def _line(self, markup: str) -> None:
+        self._bars.console.print(markup, highlight=False, soft_wrap=True)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@contextmanager
+def progress(style: Style, **fields: object) -> Iterator[Progress]:
+    """The right way to show progress: bars on a terminal, lines elsewhere, warnings alone when quiet."""
+    if style.quiet or style.log_format == "json" or not colours(sys.stderr):
+        yield Lines(style, **fields)
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+        from rich.progress import Progress as Bars
+
+        columns = [
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeElapsedColumn(),
+        ]
+        with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+            yield Terminal(bars)

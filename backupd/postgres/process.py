@@ -1,0 +1,237 @@
+"""Running PostgreSQL's programs as stages of a pipeline.
+
+Reading: the end of a program's output *is* its exit status, so a dump that failed can't be taken for a
+whole one. Writing: a program that was not fed to the end is killed before it could finish cleanly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Protocol
+
+from backupd.errors import BackupdError, PostgresError
+from backupd.storage.base import Buffer
+
+READ_SIZE = 1 << 20
+_PIPE_SIZE = 1 << 20
+_QUOTED_ERRORS = 5
+# Looked up here: in a child, between fork and exec, the loader's lock may be held by a thread that is not there.
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+_GRACE = 5.0  # seconds from SIGTERM to SIGKILL
+
+
+def _dies_with(parent: int) -> Callable[[], None]:
+    """What a child runs before it becomes the program: it ends with backupd, however backupd ends, so that no dump
+    goes on holding locks."""
+
+    def ask() -> None:
+        if _PRCTL is not None:
+            _PRCTL(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+            if os.getppid() != parent:  # it died before we asked
+                os._exit(1)
+
+    return ask
+
+
+class Killable(Protocol):
+    def kill(self) -> None:
+        """Make it end soon; from any thread, and harmless if it has ended."""
+
+
+class Running:
+    """The programs and queries that run for one backup or restore, so that all can be ended at once."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._members: set[Killable] = set()
+        self._stopped = False
+
+    def add(self, member: Killable) -> None:
+        with self._lock:
+            self._members.add(member)
+            stopped = self._stopped
+        if stopped:
+            member.kill()
+
+    def remove(self, member: Killable) -> None:
+        with self._lock:
+            self._members.discard(member)
+
+    def stop(self) -> None:
+        """End everything, and what is still to come as well."""
+        with self._lock:
+            self._stopped = True
+            members = list(self._members)
+        for member in members:
+            member.kill()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
+
+class Program:
+    """One program, started at once, in a process group of its own (Ctrl-C is ours to handle)."""
+
+    def __init__(
+        self,
+        argv: Sequence[str | Path],
+        env: Mapping[str, str],
+        running: Running,
+        *,
+        feed: bool = False,
+        pass_fds: Sequence[int] = (),
+        forgive: Callable[[str], bool] | None = None,
+    ) -> None:
+        """`forgive` is asked, with all that the program complained of, whether a failure is none."""
+        self.name = Path(argv[0]).name
+        self._forgive = forgive
+        self._running = running
+        self._errors = os.memfd_create("stderr")  # no thread, no file on disk, no pipe that fills up
+        try:
+            self._process = subprocess.Popen(
+                [str(part) for part in argv],
+                env=dict(env),
+                stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if feed else subprocess.PIPE,
+                stderr=self._errors,
+                bufsize=0,
+                process_group=0,
+                pass_fds=pass_fds,
+                preexec_fn=_dies_with(os.getpid()),
+            )
+        except OSError as error:
+            os.close(self._errors)
+            raise PostgresError(f"cannot start {self.name}", detail=f"{argv[0]}: {error.strerror}") from error
+        self._pipe = self._process.stdin if feed else self._process.stdout
+        assert self._pipe is not None
+        with suppress(OSError):  # a smaller pipe is only slower (pipe-user-pages-soft)
+            fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        running.add(self)
+
+    def output(self) -> Iterator[memoryview]:
+        """The program's output, in views of one buffer that the next read reuses; ends only if it exited with 0."""
+        assert self._pipe is not None
+        buffer = bytearray(READ_SIZE)
+        view = memoryview(buffer)
+        try:
+            while size := os.readv(self._pipe.fileno(), [buffer]):
+                yield view[:size]
+            self._finish()
+        finally:
+            self.close()
+
+    def consume(self, chunks: Iterable[Buffer]) -> None:
+        """Feed the program to its end. If `chunks` raises, the program is killed before it sees an end."""
+        assert self._pipe is not None
+        try:
+            try:
+                for chunk in chunks:
+                    self._write(memoryview(chunk))
+            except BrokenPipeError:
+                pass  # it ended early: its exit status says why
+            else:
+                self._pipe.close()
+                self._finish()
+                return
+            self._finish()
+            raise PostgresError(f"{self.name} stopped reading before the end", detail=self._quote())
+        finally:
+            self.close()
+
+    def wait(self) -> None:
+        """For a program whose output does not matter: wait until it is done, well or not."""
+        for _ in self.output():
+            pass
+
+    def kill(self) -> None:
+        """Ask it to end: PostgreSQL's programs cancel what they have running on the server, and go."""
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    def close(self) -> None:
+        """End the program if it still runs, and reap it."""
+        if self._errors < 0:
+            return
+        self.kill()
+        if self._pipe is not None:
+            with suppress(BrokenPipeError):
+                self._pipe.close()
+        try:
+            self._process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+        os.close(self._errors)
+        self._errors = -1
+        self._running.remove(self)
+
+    def _write(self, view: memoryview) -> None:
+        assert self._pipe is not None
+        while view:
+            view = view[os.write(self._pipe.fileno(), view) :]
+
+    def _finish(self) -> None:
+        code = self._process.wait()
+        if code != 0 and not (code > 0 and self._forgive and self._forgive(self._complaints())):
+            raise self._failure(code)
+
+    def _failure(self, code: int) -> BackupdError:
+        if code < 0 and self._running.stopped:
+            return PostgresError(f"{self.name} was stopped", detail="Another part of the same run failed first.")
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit status {code}"
+        text = self._quote()
+        return PostgresError(f"{self.name} {how}", detail=text, hint=_hint(text))
+
+    def _complaints(self) -> str:
+        size = os.fstat(self._errors).st_size
+        return os.pread(self._errors, min(size, 16 << 20), 0).decode("utf-8", "replace")
+
+    def _quote(self) -> str:
+        """The first errors that the program wrote, with what belongs to them."""
+        lines = self._complaints().splitlines()
+        starts = [i for i, line in enumerate(lines) if "error:" in line or "ERROR:" in line]
+        if not starts:
+            return "\n".join(lines[-_QUOTED_ERRORS * 2 :])
+        end = starts[_QUOTED_ERRORS] if len(starts) > _QUOTED_ERRORS else len(lines)
+        return "\n".join(line[:500] for line in lines[starts[0] : min(end, starts[0] + 40)])
+
+
+_HINTS = (
+    ("out of shared memory", "Raise max_locks_per_transaction on this server (it needs a restart)."),
+    (
+        "lock timeout",
+        "Another session holds a table exclusively. Try again when it is done, or raise lock_wait_timeout.",
+    ),
+    (
+        "conflict with recovery",
+        "The standby cancelled the dump. Raise max_standby_streaming_delay or set hot_standby_feedback.",
+    ),
+    (
+        "permission denied",
+        "Grant the user what is missing: GRANT pg_read_all_data TO … reads everything (14 and later).",
+    ),
+    ("row-level security", "The user needs BYPASSRLS, or must own the table: a dump must see every row."),
+    ("No space left", "The server's disk is full. Make room there and run it again."),
+    ("could not extend file", "The server's disk is full. Make room there and run it again."),
+    ("server closed the connection", "The server went away. Run it again when it is back."),
+    ("Connection refused", "The server is not reachable. Run it again when it is back."),
+)
+
+
+def _hint(text: str) -> str:
+    return next((hint for sign, hint in _HINTS if sign in text), "")

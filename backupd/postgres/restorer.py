@@ -1,0 +1,75 @@
+"""pg_restore for one target database: any error fails, whichever major the client has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from backupd.postgres.process import Program, Running
+from backupd.postgres.session import Dsn
+from backupd.postgres.tools import Installation
+from backupd.storage.base import Buffer
+
+# Safe in a database that nobody uses yet: the last steps of a restore commit durably, and all before it with them.
+_SETTINGS = {"synchronous_commit": "off", "default_transaction_read_only": "off"}
+
+# pg_restore 17 and later set this on any server, and older ones don't know it. It is the only error let pass.
+_TOO_NEW_SETTING = re.compile(
+    r"^pg_restore: error: could not execute query: .*transaction_timeout.*\nCommand was: SET transaction_timeout = 0;$",
+    re.MULTILINE,
+)
+_KNOWS_SETTING = 17
+_ERROR = re.compile(r"^pg_restore: error: ", re.MULTILINE)
+_WENT_ON = re.compile(r"^pg_restore: warning: errors ignored on restore: \d+$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Restorer:
+    client: Installation
+    dsn: Dsn
+    server_major: int
+    owners: bool
+    tablespaces: bool
+    running: Running
+
+    def schema(self, section: str, archive: int, *, jobs: int) -> None:
+        """Restore a section of the schema archive, an open file that pg_restore (and its workers) open anew."""
+        parallel = [f"--jobs={jobs}"] if jobs > 1 else []
+        program = self._start(f"--section={section}", *parallel, f"/dev/fd/{archive}", pass_fds=(archive,))
+        program.wait()
+
+    def data(self, chunks: Iterable[Buffer]) -> None:
+        """Restore one data archive as it arrives."""
+        self._start("--section=data", feed=True).consume(chunks)
+
+    def _start(self, *arguments: str, feed: bool = False, pass_fds: tuple[int, ...] = ()) -> Program:
+        lenient = self.client.major >= _KNOWS_SETTING > self.server_major
+        return Program(
+            [
+                self.client.program("pg_restore"),
+                "--format=custom",
+                "--no-password",
+                *([] if lenient else ["--exit-on-error"]),
+                *([] if self.owners else ["--no-owner", "--no-acl"]),
+                *([] if self.tablespaces else ["--no-tablespaces"]),
+                f"--dbname={self.dsn.program_argument()}",
+                *arguments,
+            ],
+            self.dsn.program_environment(**_SETTINGS),
+            self.running,
+            feed=feed,
+            pass_fds=pass_fds,
+            forgive=_only_the_setting if lenient else None,
+        )
+
+
+def _only_the_setting(errors: str) -> bool:
+    """Whether all that pg_restore complained of is the setting that the older server does not know.
+
+    Its own count of ignored errors is no help: it leaves out those of parallel workers when they connect.
+    """
+    return (
+        _WENT_ON.search(errors) is not None
+        and len(_ERROR.findall(errors)) == len(_TOO_NEW_SETTING.findall(errors)) > 0
+    )

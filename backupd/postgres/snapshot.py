@@ -1,0 +1,208 @@
+"""One consistent view of a database, shared by every dump and count of a backup.
+
+The order matters. All tables are locked *before* the snapshot is taken: TRUNCATE and table rewrites are not
+seen by snapshots as other changes are, so a table truncated between snapshot and lock would be dumped empty,
+without an error. LOCK TABLE takes no snapshot of its own, so one transaction can do both in this order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+
+from backupd.errors import BusyError, PostgresError
+from backupd.postgres import inventory
+from backupd.postgres.inventory import SourceTable
+from backupd.postgres.process import Running
+from backupd.postgres.session import Dsn, connect, describe, explained
+
+_LOCKS_PER_STATEMENT = 500
+_COUNTS_PER_SAVEPOINT = 100  # a count locks a table's indexes until its transaction or savepoint ends
+_ATTEMPTS = 5
+# A table, or its schema, was dropped or renamed, or something else has its name now.
+_VANISHED = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.WrongObjectType)
+_LOCK_CLASS = 0x62616B64  # "bakd": keeps our advisory locks apart from other programs'
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the dump is made of, as of the snapshot."""
+
+    dsn: Dsn  # pinned to the very server that the snapshot is on
+    snapshot: str  # for pg_dump --snapshot
+    taken_at: datetime  # by the server's clock, just after the snapshot: nothing later is in it
+    tables: tuple[SourceTable, ...]
+    version_num: int  # 150018
+    version: str  # "15.18"
+    standby: bool
+    encoding: str  # of the database: UTF8
+    connection: psycopg.Connection
+
+    @property
+    def major(self) -> int:
+        return self.version_num // 10000
+
+    def check_alive(self) -> None:
+        """Raise if the transaction that holds locks and snapshot is gone."""
+        with explained("the session that holds the snapshot was lost"):
+            self.connection.execute("select 1")
+
+
+@contextmanager
+def take(dsn: Dsn, *, lock_timeout: timedelta, holder: str) -> Iterator[Source]:
+    """Lock every table in ACCESS SHARE mode and export a snapshot; both end with the block.
+
+    `holder` names what may run only once at a time on this database (the repository's id). Raises BusyError if
+    another backup holds it, PostgresError when a lock is not had within `lock_timeout`.
+    """
+    with closing(connect(dsn)) as connection:
+        _claim(connection, holder)
+        version, version_num, standby = _identify(connection)
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.read_only = True
+        snapshot, taken_at, tables = _lock_and_export(connection, standby, lock_timeout)
+        yield Source(
+            dsn=dsn.pinned(connection),
+            snapshot=snapshot,
+            taken_at=taken_at,
+            tables=tuple(tables),
+            version_num=version_num,
+            version=version,
+            standby=standby,
+            encoding=connection.info.parameter_status("server_encoding") or "",
+            connection=connection,
+        )
+
+
+def _lock_and_export(
+    connection: psycopg.Connection, standby: bool, timeout: timedelta
+) -> tuple[str, datetime, list[SourceTable]]:
+    """Lock what is there, take the snapshot, and see in it whether that was all; if not, once more."""
+    for _ in range(_ATTEMPTS):
+        with explained("the tables could not be listed"):
+            expected = inventory.tables(connection, standby=standby, sizes=False)
+        connection.autocommit = False
+        if _lock(connection, expected, timeout):
+            with explained("the snapshot could not be taken"):
+                snapshot, taken_at = _export(connection)
+                seen = inventory.tables(connection, standby=standby)
+            if [(t.oid, t.sql) for t in seen] == [(t.oid, t.sql) for t in expected]:
+                return snapshot, taken_at, seen
+        connection.rollback()
+        connection.autocommit = True
+    raise PostgresError(
+        "tables are created, renamed or dropped faster than they can be locked",
+        detail=f"The list of tables changed {_ATTEMPTS} times between locking them and the snapshot.",
+        hint="Run the backup when no migration is running.",
+    )
+
+
+def _claim(connection: psycopg.Connection, holder: str) -> None:
+    """One backup of a database into a repository at a time, from whatever host. The lock ends with the session."""
+    number = int.from_bytes(hashlib.sha256(holder.encode()).digest()[:4], "big", signed=True)
+    row = connection.execute("select pg_try_advisory_lock(%s, %s)", [_LOCK_CLASS, number]).fetchone()
+    if not (row and row[0]):
+        raise BusyError(
+            f"another backup of {connection.info.dbname} is running",
+            detail=f"A session on {connection.info.host or 'the local socket'} holds backupd's advisory lock.",
+            hint="Wait for it, or find it: select * from pg_stat_activity where application_name = 'backupd'",
+        )
+
+
+def _identify(connection: psycopg.Connection) -> tuple[str, int, bool]:
+    row = connection.execute(
+        "select current_setting('server_version'), current_setting('server_version_num')::int, pg_is_in_recovery()"
+    ).fetchone()
+    assert row is not None
+    return str(row[0]).split()[0], int(row[1]), bool(row[2])
+
+
+def _lock(connection: psycopg.Connection, tables: Sequence[SourceTable], timeout: timedelta) -> bool:
+    """Take ACCESS SHARE on all of them; False if one was dropped or renamed meanwhile."""
+    connection.execute(f"set lock_timeout = {int(timeout.total_seconds() * 1000)}".encode())
+    try:
+        for start in range(0, len(tables), _LOCKS_PER_STATEMENT):
+            names = ", ".join(f"only {t.sql}" for t in tables[start : start + _LOCKS_PER_STATEMENT])
+            connection.execute(f"lock table {names} in access share mode".encode())
+        connection.execute("set lock_timeout = 0")
+    except psycopg.errors.LockNotAvailable as error:
+        connection.rollback()
+        raise PostgresError(
+            f"a table could not be locked within {timeout.total_seconds():g} s",
+            detail=_blockers(connection) or describe(error),
+            hint="Another session (a migration?) holds it exclusively. Try again when it is done,"
+            " or raise lock_wait_timeout.",
+        ) from error
+    except psycopg.errors.OutOfMemory as error:
+        raise PostgresError(
+            f"the server has too few lock slots for {len(tables)} tables",
+            detail=describe(error),
+            hint="Raise max_locks_per_transaction on the server (it needs a restart).",
+        ) from error
+    except _VANISHED:
+        return False
+    except psycopg.Error as error:
+        raise PostgresError(
+            "the tables could not be locked",
+            detail=describe(error),
+            hint="The user must be able to read every table: GRANT pg_read_all_data TO … (PostgreSQL 14 and later).",
+        ) from error
+    return True
+
+
+def _blockers(connection: psycopg.Connection) -> str:
+    """Who holds tables exclusively just now, or waits to."""
+    rows = connection.execute(
+        """
+        select format('%s is %s by session %s (%s, %s)', c.oid::regclass,
+                      case when l.granted then 'held' else 'waited for' end, a.pid, a.usename,
+                      coalesce(nullif(a.application_name, ''), 'no application name'))
+        from pg_locks l join pg_stat_activity a on a.pid = l.pid join pg_class c on c.oid = l.relation
+        where l.mode = 'AccessExclusiveLock' and l.locktype = 'relation' and a.pid <> pg_backend_pid()
+          and l.database = (select oid from pg_database where datname = current_database())
+          and c.relkind in ('r', 'p') and c.relpersistence <> 't' order by not l.granted, c.oid limit 5
+        """
+    ).fetchall()
+    return "\n".join(str(row[0]) for row in rows)
+
+
+def _export(connection: psycopg.Connection) -> tuple[str, datetime]:
+    row = connection.execute("select pg_export_snapshot(), clock_timestamp()").fetchone()
+    assert row is not None
+    return str(row[0]), row[1].astimezone(UTC)
+
+
+class _Query:
+    """A session whose query another thread may cancel."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
+
+    def kill(self) -> None:
+        with suppress(psycopg.Error):  # it has ended, or the server is gone: either way nothing runs on
+            self._connection.cancel_safe(timeout=5)
+
+
+def count(source: Source, tables: Sequence[SourceTable], running: Running) -> dict[int, int]:
+    """The rows of each table by oid, exactly as the snapshot sees them.
+
+    In the session that holds the tables' locks: any other would have to queue behind whoever waits for these to
+    go, which would be a deadlock that nobody detects. In batches, each in a savepoint that is given up, since a
+    count locks indexes too.
+    """
+    counted: dict[int, int] = {}
+    query = _Query(source.connection)
+    running.add(query)
+    try:
+        for start in range(0, len(tables), _COUNTS_PER_SAVEPOINT):
+            batch = tables[start : start + _COUNTS_PER_SAVEPOINT]
+            with explained("the rows could not be counted"), source.connection.transaction(force_rollback=True):
+                counted |= inventory.count_rows(source.connection, batch)
+    finally:
+        running.remove(query)
+    return counted

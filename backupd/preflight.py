@@ -1,0 +1,163 @@
+"""Everything that can stop a restore, looked for before anything is written, and told all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from backupd import times
+from backupd.catalog import Catalog, data_prefix
+from backupd.errors import BackupdError, IntegrityError, PostgresError, RefusedError
+from backupd.manifest import Manifest
+from backupd.postgres import target
+from backupd.postgres.tools import Installation, choose_client, find_installations
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """May this backup be restored there?"""
+
+    manifest: Manifest
+    catalog: Catalog
+    server: target.Server
+    target: str
+    creates: bool
+    named: bool  # the operator chose the name
+    gap: timedelta
+    max_gap: timedelta | None
+    owners: bool
+    bin_dirs: Sequence[Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    client: Installation
+    warnings: tuple[str, ...]
+
+
+def examine(question: Question) -> Answer:
+    """Raises one error with every obstacle in it; integrity outranks safety, and safety outranks PostgreSQL."""
+    check_objects(question.catalog, question.manifest)
+    obstacles = [*_safety(question), *_server(question), *_needs(question)]
+    client: Installation | None = None
+    try:
+        client = _client(question)
+    except PostgresError as error:
+        obstacles.append(error)
+    if obstacles or client is None:
+        raise _together(obstacles)
+    return Answer(client, tuple(_warnings(question)))
+
+
+def check_objects(catalog: Catalog, manifest: Manifest) -> None:
+    """Every object of the backup is there and of the manifest's size, by one listing. Raises IntegrityError."""
+    prefix = data_prefix(manifest.database, manifest.id)
+    sizes = {info.key: info.size for info in catalog.storage.list(prefix)}
+    wrong = []
+    for stream in manifest.streams:
+        if not stream.key.startswith(prefix):
+            wrong.append(f"{stream.key} lies outside of {prefix}")
+        elif stream.key not in sizes:
+            wrong.append(f"{stream.key} is missing")
+        elif sizes[stream.key] != stream.stored_bytes:
+            wrong.append(f"{stream.key} has {sizes[stream.key]} bytes, and the manifest says {stream.stored_bytes}")
+    if wrong:
+        raise IntegrityError(
+            f"backup {manifest.id} of {manifest.database} is not whole",
+            detail="\n".join(wrong),
+            hint=f"Choose another backup: backupd list {manifest.database}",
+        )
+
+
+def _safety(question: Question) -> Iterator[BackupdError]:
+    if question.max_gap is not None and question.gap > question.max_gap:
+        yield RefusedError(
+            f"the newest backup that fits is {times.human_duration(question.gap)} older than the time asked for",
+            detail=f"{question.manifest.id} was taken at {times.iso(question.manifest.taken_at)};"
+            f" --max-gap allows {times.human_duration(question.max_gap)}.",
+            hint="Allow a larger --max-gap, or leave it out.",
+        )
+    if question.creates:
+        if question.target in question.server.databases:
+            yield RefusedError(
+                f"the database {question.target} exists on {question.server.dsn.server}",
+                hint="Choose another name with --into; an existing database is never overwritten.",
+            )
+        return
+    held = target.contents(question.server.dsn.replace(dbname=question.target))
+    if held:
+        yield RefusedError(
+            f"the database {question.target} on {question.server.dsn.server} is not empty",
+            detail="It holds " + ", ".join(held[:5]) + (" and more" if len(held) > 5 else ""),
+            hint="Give an empty database, or a name that does not exist yet: it is created.",
+        )
+
+
+def _server(question: Question) -> Iterator[BackupdError]:
+    server, manifest = question.server, question.manifest
+    if server.major < manifest.server_major:
+        yield PostgresError(
+            f"the target runs PostgreSQL {server.version}, and the backup is from {manifest.server_version}",
+            hint=f"Restore to PostgreSQL {manifest.server_major} or newer: an older server can't read it.",
+        )
+    if server.standby:
+        yield PostgresError(
+            f"the target {server.dsn.server} is a standby: nothing can be written there", hint="Name the primary."
+        )
+    if question.creates and not server.may_create:
+        yield PostgresError(
+            f"the user {server.user} may not create databases on {server.dsn.server}",
+            hint=f"ALTER ROLE {server.user} CREATEDB; or restore as another user: --target postgresql://USER@HOST/NAME",
+        )
+
+
+def _needs(question: Question) -> Iterator[BackupdError]:
+    server, manifest = question.server, question.manifest
+    missing_roles = sorted(set(manifest.roles) - server.roles) if question.owners else []
+    if missing_roles:
+        yield PostgresError(
+            f"the target has no role {', '.join(missing_roles)}",
+            detail="The backup's owners and grants name " + ("it." if len(missing_roles) == 1 else "them."),
+            hint="Create them (" + " ".join(f'CREATE ROLE "{name}";' for name in missing_roles[:5]) + " …)"
+            " or restore without owners and grants: --no-owner",
+        )
+    missing = [e for e in manifest.extensions if e.name not in server.extensions]
+    if missing:
+        yield PostgresError(
+            "the target can't create the extension " + ", ".join(f"{e.name} {e.version}" for e in missing),
+            hint="Install the package that brings it on the target server (postgresql-contrib, postgis, …).",
+        )
+
+
+def _client(question: Question) -> Installation:
+    """A pg_restore that reads the archive (not older than the pg_dump that wrote it) and knows the target."""
+    writer = int(question.manifest.tools.get("pg_dump", str(question.manifest.server_major)).split(".")[0])
+    return choose_client(find_installations(question.bin_dirs), max(writer, question.server.major))
+
+
+def _warnings(question: Question) -> Iterator[str]:
+    lacking = sorted(set(question.manifest.tablespaces) - question.server.tablespaces)
+    if lacking:
+        yield f"The target has no tablespace {', '.join(lacking)}: everything goes to the default one."
+    for extension in question.manifest.extensions:
+        offered = question.server.extensions.get(extension.name, frozenset())
+        if offered and extension.version not in offered:
+            yield (
+                f"Extension {extension.name} was {extension.version}; the target offers {', '.join(sorted(offered))}."
+            )
+    if not question.owners:
+        yield "Owners and grants are left out: everything will belong to the restoring user."
+
+
+def _together(obstacles: Sequence[BackupdError]) -> BackupdError:
+    """One error of them all; the safety of what is there decides the exit code."""
+    if len(obstacles) == 1:
+        return obstacles[0]
+    kind = next((type(o) for o in obstacles if isinstance(o, RefusedError)), type(obstacles[0]))
+    return kind(
+        f"{len(obstacles)} things stand in the way; nothing was written",
+        detail="\n".join(f"- {o.message}" + (f" ({o.detail})" if o.detail else "") for o in obstacles),
+        hint="\n".join(f"- {o.hint}" for o in obstacles if o.hint),
+    )

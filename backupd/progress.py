@@ -1,0 +1,41 @@
+"""How far a backup or restore is, told to whoever listens. Called from several threads at once."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    def phase(self, text: str) -> None:
+        """A new step of the work begins."""
+
+    def begin(self, stream: str, label: str, total: int | None) -> None:
+        """A stream starts; `total` is the raw bytes expected, if that is known."""
+
+    def advance(self, stream: str, size: int) -> None:
+        """`size` more raw bytes went through."""
+
+    def end(self, stream: str) -> None:
+        """The stream is complete."""
+
+    def warn(self, text: str) -> None:
+        """Something that does not stop the work but that a person should read."""
+
+
+class Silent:
+    """Nobody listens."""
+
+    def phase(self, text: str) -> None:
+        """Said to nobody."""
+
+    def begin(self, stream: str, label: str, total: int | None) -> None:
+        """Said to nobody."""
+
+    def advance(self, stream: str, size: int) -> None:
+        """Said to nobody."""
+
+    def end(self, stream: str) -> None:
+        """Said to nobody."""
+
+    def warn(self, text: str) -> None:
+        """Said to nobody."""
