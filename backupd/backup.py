@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 
-from backupd import __version__, manifest, pipeline, times, workers
+from backupd import __version__, manifest, pipeline, times
 from backupd.catalog import Catalog, data_prefix
 from backupd.crypto import age, minisign
 from backupd.manifest import Manifest, Stream, Table
-from backupd.postgres import dump, inventory, snapshot
+from backupd.postgres import dump, inventory, snapshot, workers
 from backupd.postgres.inventory import SourceTable
 from backupd.postgres.process import Running
 from backupd.postgres.session import Dsn, explained

@@ -54,14 +54,6 @@ class BackupRef:
     database: str
 
 
-@dataclass(frozen=True, slots=True)
-class ProofRef:
-    """The newest proof of a backup, as far as its name tells."""
-
-    status: str  # passed, failed
-    at: datetime
-
-
 class Catalog:
     """One repository. Reads need `trusted`; `commit` needs the signing key."""
 
@@ -96,17 +88,29 @@ class Catalog:
         return self._repository
 
     def ensure_repository(self) -> str:
-        """The repository's id; the first backup makes the marker."""
+        """The repository's id; the first backup makes the marker, and one that was lost is made again."""
         found = self.repository_id()
         if found is not None:
             return found
-        marker = {"format": manifests.FORMAT, "repository": uuid.uuid4().hex, "created_at": times.iso(times.now())}
+        marker = {
+            "format": manifests.FORMAT,
+            "repository": self._id_of_backups() or uuid.uuid4().hex,
+            "created_at": times.iso(times.now()),
+        }
         with suppress(ObjectExistsError):  # another host was first: its marker counts
             self.storage.put(MARKER, [json.dumps(marker).encode() + b"\n"], create_only=True)
         again = self.repository_id()
         if again is None:
             raise IntegrityError(f"the marker {MARKER} vanished just after it was written", detail=self.storage.url)
         return again
+
+    def _id_of_backups(self) -> str | None:
+        """What the backups that are here say, if the marker alone was lost: another id would disown them all."""
+        for database in self.databases():
+            known = self.backups(database)
+            if known:
+                return self.manifest(known[-1]).repository
+        return None
 
     # ---- finding
 
@@ -124,19 +128,6 @@ class Catalog:
             if second is not None and info.key.endswith(".json"):
                 found.append(BackupRef(second, backup_id, database))
         return sorted(found)
-
-    def proofs(self, database: str) -> dict[str, ProofRef]:
-        """For each backup that has one, its newest proof."""
-        prefix, newest = f"{database}/proofs/", {}
-        for info in self.storage.list(prefix):
-            backup_id, _, name = info.key[len(prefix) :].partition("/")
-            stamp, _, status = name.removesuffix(".json").rpartition("-")
-            if not name.endswith(".json") or status not in ("passed", "failed"):
-                continue
-            at = manifests.id_second(f"{stamp}-aaaaaa")
-            if at is not None:
-                newest[backup_id] = ProofRef(status, at)  # keys come in the order of time
-        return newest
 
     def find(self, database: str, at: datetime | None) -> BackupRef:
         """The newest backup whose snapshot is at or before `at` (None: the newest). Never a later one.

@@ -241,8 +241,16 @@ def _facts(connection: psycopg.Connection) -> tuple[int, str, bool, datetime]:
     return row[0], str(row[1]).split()[0], row[2], row[3].astimezone(UTC)
 
 
+_HIDDEN_LARGE_OBJECTS = """
+    select count(*) from pg_largeobject_metadata m
+    where not pg_has_role(m.lomowner, 'usage') and not exists (
+      select from aclexplode(m.lomacl) a where a.privilege_type = 'SELECT'
+      and (a.grantee = 0 or pg_has_role(a.grantee, 'usage')))
+"""
+
+
 def _privileges(name: str, connection: psycopg.Connection, standby: bool) -> Finding:
-    tables = [table for table in inventory.tables(connection, standby=standby) if table.has_rows]
+    tables = inventory.tables(connection, standby=standby)  # an extension's too: they are locked
     unreadable = [
         str(row[0])
         for row in connection.execute(
@@ -252,8 +260,10 @@ def _privileges(name: str, connection: psycopg.Connection, standby: bool) -> Fin
             [[table.oid for table in tables]],
         ).fetchall()
     ]
-    row = connection.execute("select current_user, rolsuper or rolbypassrls from pg_roles where rolname = current_user")
-    user, sees_all = row.fetchone() or ("?", False)
+    row = connection.execute(
+        "select current_user, rolsuper, rolsuper or rolbypassrls from pg_roles where rolname = current_user"
+    )
+    user, superuser, sees_all = row.fetchone() or ("?", False, False)
     if unreadable:
         return Finding(
             f"{name} privileges",
@@ -273,6 +283,15 @@ def _privileges(name: str, connection: psycopg.Connection, standby: bool) -> Fin
             "failed",
             f"row-level security hides rows of {hidden[0]} tables from {user}, so they can't be dumped",
             f'ALTER ROLE "{user}" BYPASSRLS;',
+            6,
+        )
+    objects = connection.execute(_HIDDEN_LARGE_OBJECTS).fetchone()
+    if objects and objects[0] and not superuser:
+        return Finding(
+            f"{name} privileges",
+            "failed",
+            f"{user} can't read {objects[0]} large objects, which pg_read_all_data does not cover",
+            f'GRANT SELECT ON LARGE OBJECT … TO "{user}"; for each, or back up as their owner or a superuser.',
             6,
         )
     return Finding(f"{name} privileges", "ok", f"{user} can read all {len(tables)} tables")

@@ -155,8 +155,12 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
     for each in _ENDING:
-        signal.signal(each, signal.SIG_IGN)  # once is enough: cleaning up must not be interrupted
+        signal.signal(each, _ending_already)  # not SIG_IGN: Python complains of a signal that came just before it
     raise Terminated(number)
+
+
+def _ending_already(_number: int, _frame: FrameType | None) -> None:
+    """Once is enough: cleaning up must not be interrupted."""
 
 
 def _heed_signals() -> None:

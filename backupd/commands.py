@@ -119,7 +119,7 @@ def backup(style: Style, path: str | None, databases: Sequence[str], jobs: int |
             if not as_json:
                 console.emit(views.made(made[-1]))
     if as_json:
-        console.emit_json([views.listed(manifest, None) for manifest in made])
+        console.emit_json([views.listed(manifest) for manifest in made])
     return failures[0].exit_code if failures else 0
 
 
@@ -129,10 +129,9 @@ def list_backups(style: Style, path: str | None, database: str | None, as_json: 
     damaged: list[BackupdError] = []
     with _catalog(config) as catalog:
         for name in [database] if database else catalog.databases():
-            proofs = catalog.proofs(name)
             for ref, manifest in catalog.all_manifests(name):
                 if isinstance(manifest, Manifest):
-                    rows.append(views.listed(manifest, proofs.get(ref.id)))
+                    rows.append(views.listed(manifest))
                 else:
                     damaged.append(manifest)
                     rows.append(views.unreadable(ref, manifest))
@@ -156,11 +155,10 @@ def show(path: str | None, database: str, which: str, as_json: bool) -> None:
     with _catalog(config) as catalog:
         ref = _chosen(config, catalog, database, which)
         manifest = catalog.manifest(ref)
-        proof = catalog.proofs(database).get(ref.id)
     if as_json:
-        console.emit_json(views.backup_document(manifest, proof))
+        console.emit_json(views.backup_document(manifest))
         return
-    console.emit(views.backup(manifest, proof))
+    console.emit(views.backup(manifest))
 
 
 def _chosen(config: Config, catalog: Catalog, database: str, which: str) -> BackupRef:
@@ -195,6 +193,7 @@ def restore(style: Style, path: str | None, database: str, options: RestoreOptio
 
     config = _load(path)
     request = _request(config, database, options)
+    identities = config.load_identities()  # before anything is planned: without them there is nothing to plan
     with _catalog(config) as catalog:
         try:
             plan = restores.plan(request, catalog)
@@ -208,7 +207,6 @@ def restore(style: Style, path: str | None, database: str, options: RestoreOptio
             else:
                 console.emit(views.plan(plan))
             return
-        identities = config.load_identities()
         if not options.as_json:
             console.say(style, views.plan(plan), "warning")
         if not (options.yes or options.as_json) and sys.stdin.isatty() and sys.stderr.isatty():

@@ -11,12 +11,12 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from backupd import pipeline, preflight, times, workers
+from backupd import pipeline, preflight, times
 from backupd.catalog import Catalog
 from backupd.crypto import age
 from backupd.errors import ProofError
 from backupd.manifest import Manifest, Stream, Table
-from backupd.postgres import target
+from backupd.postgres import target, workers
 from backupd.postgres.process import Running
 from backupd.postgres.restorer import Restorer
 from backupd.postgres.session import Dsn

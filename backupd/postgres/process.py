@@ -222,6 +222,10 @@ _HINTS = (
         "The standby cancelled the dump. Raise max_standby_streaming_delay or set hot_standby_feedback.",
     ),
     (
+        "large object",
+        "Large objects have grants of their own: GRANT SELECT ON LARGE OBJECT … TO …, or back up as their owner.",
+    ),
+    (
         "permission denied",
         "Grant the user what is missing: GRANT pg_read_all_data TO … reads everything (14 and later).",
     ),

@@ -70,6 +70,5 @@ def _only_the_setting(errors: str) -> bool:
     Its own count of ignored errors is no help: it leaves out those of parallel workers when they connect.
     """
     return (
-        _WENT_ON.search(errors) is not None
-        and len(_ERROR.findall(errors)) == len(_TOO_NEW_SETTING.findall(errors)) > 0
+        _WENT_ON.search(errors) is not None and len(_ERROR.findall(errors)) == len(_TOO_NEW_SETTING.findall(errors)) > 0
     )

@@ -162,6 +162,8 @@ def describe(error: psycopg.Error) -> str:
 def _hint(error: psycopg.Error) -> str:
     if error.diag.message_hint:
         return error.diag.message_hint
+    if "row-level security" in (error.diag.message_primary or ""):
+        return "The user needs BYPASSRLS, or must own the table: a dump must see every row."
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return "Grant the user what is missing: GRANT pg_read_all_data TO … (PostgreSQL 14 and later) reads everything."
     if isinstance(error, psycopg.errors.AdminShutdown | psycopg.errors.CrashShutdown) or error.diag.sqlstate is None:

@@ -60,7 +60,8 @@ def take(dsn: Dsn, *, lock_timeout: timedelta, holder: str) -> Iterator[Source]:
     `holder` names what may run only once at a time on this database (the repository's id). Raises BusyError if
     another backup holds it, PostgresError when a lock is not had within `lock_timeout`.
     """
-    with closing(connect(dsn)) as connection:
+    # Counting in one process: the dumps have the machine's other cores to use, and the source has other work.
+    with closing(connect(dsn, settings={"max_parallel_workers_per_gather": "0"})) as connection:
         _claim(connection, holder)
         version, version_num, standby = _identify(connection)
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ

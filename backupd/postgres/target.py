@@ -11,9 +11,9 @@ from functools import partial
 import psycopg
 from psycopg import sql
 
-from backupd import workers
 from backupd.errors import BackupdError, PostgresError
 from backupd.manifest import DatabaseProperties, Setting
+from backupd.postgres import workers
 from backupd.postgres.process import Running
 from backupd.postgres.session import Dsn, connect, describe, explained
 

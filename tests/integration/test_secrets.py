@@ -5,6 +5,7 @@ Each secret is a marker that occurs nowhere else; everything that a run gives aw
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import stat
@@ -52,7 +53,7 @@ class Watch:
 
     def _sample(self) -> None:
         markers = [marker.encode() for marker in self.markers]
-        while not self._over.wait(0.002):
+        while not self._over.wait(0.02):
             for _, line in command_lines():
                 self.seen.add(Path(os.fsdecode(line.partition(b"\0")[0])).name)
                 if any(marker in line for marker in markers):
@@ -109,9 +110,7 @@ def search_repository(runs: Runs) -> None:
         for key in keys:
             if "/manifests/" in key:
                 (roles,) = decode(storage.read(key), key).of_kind("globals")
-                plain = b"".join(
-                    map(bytes, pipeline.fetch(storage, roles, config.load_identities(), lambda _: None))
-                )
+                plain = b"".join(map(bytes, pipeline.fetch(storage, roles, config.load_identities(), lambda _: None)))
                 assert b"CREATE ROLE" in plain
                 runs.search(plain, "the roles")
 
@@ -264,7 +263,8 @@ def test_failures_do_not_show_passwords(account: Account, tmp_path: Path, look: 
 
     def dsn(text: str, code: int, *command: str) -> str:
         lines = [line for line in genuine.splitlines() if not line.startswith("password_file")]
-        site.config.write_text("\n".join(f"dsn = '{text}'" if line.startswith("dsn = ") else line for line in lines))
+        lines = [f"dsn = {json.dumps(text)}" if line.startswith("dsn = ") else line for line in lines]
+        site.config.write_text("\n".join(lines))
         return runs(*(command or ("backup",)), code=code, look=look)
 
     dsn(f"postgresql://u:{wrong}@127.0.0.1:1/shop", 6)
@@ -273,13 +273,12 @@ def test_failures_do_not_show_passwords(account: Account, tmp_path: Path, look: 
     # Strings that no parser reads, in which a password is all the more likely to be quoted.
     for bad in (
         f"postgresql://u:{wrong}@[::1/shop",
-        f"postgresql://u:{wrong}@h:p:q/shop?x",
         f"host=h password={wrong} dbname",
-        f"password={wrong}",
+        f"host=h password='{wrong}",
         f"mysql://u:{wrong}@h/shop",
-        f"host=h password=''{wrong}",
+        f"postgresql://u@h/shop?pasword={wrong}",
     ):
-        dsn(bad.replace("'", "\\u0027") if "'" in bad else bad, 2 if bad != f"password={wrong}" else 6)
+        dsn(bad, 2)
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=["text", "json"])
@@ -314,9 +313,9 @@ def test_secret_that_others_can_read_is_refused(account: Account, tmp_path: Path
 
 def test_key_files_are_private(tmp_path: Path) -> None:
     password = f"marker-{secrets.token_hex(8)}"
+    options = ("--repository", f"file://{tmp_path}/repository", "--database", f"shop=postgresql://u:{password}@h/shop")
     done = subprocess.run(
-        [*COMMAND, "--config", "backupd.toml", "--verbose", "init", "--repository", f"file://{tmp_path}/repository"]
-        + ["--database", f"shop=postgresql://u:{password}@h/shop"],
+        [*COMMAND, "--config", "backupd.toml", "--verbose", "init", *options],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -22,8 +22,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("views", "check", "init"),  # how results read; the two commands about the set-up
     ("console", "backup", "restore"),
     ("preflight",),
-    ("catalog", "pipeline", "postgres.target"),
-    ("workers",),
+    ("catalog", "pipeline"),
     ("config config_models config_problems config_source config_values private_files", "postgres"),
     ("storage", "crypto"),
     ("manifest",),
@@ -45,6 +44,7 @@ ONLY_IN = {
 PRINTS = ("console", "demo")
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module by its name below backupd; the package itself is `backupd`."""
     found = {}
@@ -74,6 +74,7 @@ def imported(name: str, path: Path) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+@cache
 def own_imports() -> dict[str, set[str]]:
     """Module to the modules of backupd that it imports."""
     known = modules()

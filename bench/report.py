@@ -1,0 +1,149 @@
+"""Results as tables, and their place in README.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+GROUPS = ("s3", "local", "restore", "info")
+
+LABELS = {
+    "backup-s3": "`backupd backup --jobs 2` to S3",
+    "shell-s3": "`pg_dump -Fc -Z0 \\| zstd -1 -T2 \\| age \\| rclone rcat` to the same S3",
+    "backup-local": "`backupd backup --jobs 2` to a folder",
+    "dump-directory": "`pg_dump -Fd -Z0 -j2` to the same disk",
+    "restore": "`backupd restore --jobs 2` from S3, with ANALYZE",
+    "restore-custom": "`pg_restore -j2` from a local `-Fc -Z0` archive, without ANALYZE",
+    "restore-directory": "`pg_restore -j2` from a local `-Fd -Z0` archive, without ANALYZE",
+    "dump-nowhere": "`pg_dump -Fc -Z0` to nowhere",
+    "dump-gzip-nowhere": "`pg_dump -Fc` (its default compression) to nowhere, once",
+}
+_STATISTICS = "gathering statistics"  # the phase of a restore that pg_restore does not have
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """At most `limit` times as long as the better of the others."""
+
+    title: str
+    name: str
+    others: tuple[str, ...]
+    limit: float
+
+
+TARGETS = (
+    Target("1. Backup to S3", "backup-s3", ("shell-s3",), 0.70),
+    Target("2. Backup to a folder", "backup-local", ("dump-directory",), 1.00),
+    Target("3. Restore from S3", "restore", ("restore-custom", "restore-directory"), 1.15),
+)
+
+
+def benchmark(results: Mapping[str, Any]) -> str:
+    """Everything `make bench` found, as Markdown."""
+    entries = results["entries"]
+    rounds = f"{results['rounds']} round{'s' * (results['rounds'] != 1)}"
+    scale = "" if results["scale"] == 1 else f", scale {results['scale']:g}: the targets are meant for scale 1"
+    return "\n\n".join(
+        [
+            f"{results['machine']['date']}, {rounds}, a database of {_mb(results['database_bytes'])}{scale}.",
+            _targets(entries, results["missing"]),
+            _details(entries),
+            *(_phases(entries, name) for name in ("backup-s3", "backup-local", "restore")),
+            machine(results["machine"]),
+        ]
+    )
+
+
+def machine(found: Mapping[str, str]) -> str:
+    return "Made with: " + "; ".join(f"{name} {value}" for name, value in found.items() if name != "date") + "."
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
+    """A Markdown table; all but the first columns are numbers."""
+    ruler = ["---"] * left + ["---:"] * (len(headers) - left)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (headers, ruler, *rows))
+
+
+def insert(path: Path, name: str, text: str) -> None:
+    """Put text between `<!-- name:begin -->` and `<!-- name:end -->`."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    old = path.read_text()
+    new, count = re.subn(f"{begin}.*?{end}", lambda _: f"{begin}\n{text}\n{end}", old, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"{path} has no section between {begin} and {end}, or more than one")
+    path.write_text(new)
+
+
+def verdict(met: bool) -> str:
+    return "met" if met else "**MISSED**"
+
+
+def _targets(entries: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
+    rows = []
+    for target in TARGETS:
+        ours = _seconds(entries, target.name)
+        others = {name: times for name in target.others if (times := _seconds(entries, name))}
+        limit = f"≤ {target.limit:.2f} ×"
+        if not ours or not others:
+            why = f" (no {', '.join(missing)})" if missing and target.name == "backup-s3" else ""
+            rows.append([target.title, "–", "–", "–", "–", limit, f"not measured{why}"])
+            continue
+        best = min(others, key=lambda name: median(others[name]))
+        ratio = median(ours) / median(others[best])
+        each = [a / b for a, b in zip(ours, others[best], strict=False)]
+        cells = [f"{median(ours):.2f}", f"{median(others[best]):.2f}", f"**{ratio:.2f} ×**", _range(each)]
+        rows.append([target.title, *cells, limit, verdict(ratio <= target.limit)])
+    headers = ["target", "backupd, s", "compared with, s", "ratio", "in each round", "at most", "verdict"]
+    return table(headers, rows)
+
+
+def _details(entries: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for name, label in LABELS.items():
+        mine = [entry for entry in entries if entry["name"] == name]
+        if not mine:
+            continue
+        stored = mine[0]["stored"]
+        rows.append(
+            [
+                label,
+                f"{median(_seconds(entries, name)):.2f}",
+                _range(_seconds(entries, name)),
+                *(f"{median(entry[key] for entry in mine):.1f}" for key in ("cpu", "database_cpu", "storage_cpu")),
+                _mib(max(entry["peak"] for entry in mine)) if mine[0]["phases"] else "",
+                _mb(stored) if stored else "",
+            ]
+        )
+        if name == "restore":
+            without = [entry["seconds"] - entry["phases"].get(_STATISTICS, 0) for entry in mine]
+            rows.append(["… without its ANALYZE", f"{median(without):.2f}", _range(without), "", "", "", "", ""])
+    headers = ["what", "s", "min – max", "CPU s", "PostgreSQL's CPU s", "S3 server's CPU s", "peak memory", "stored"]
+    return table(headers, rows)
+
+
+def _phases(entries: Sequence[Mapping[str, Any]], name: str) -> str:
+    mine = [entry["phases"] for entry in entries if entry["name"] == name]
+    if not mine:
+        return f"{LABELS[name]}: not measured."
+    cells = (f"{phase} {median(each.get(phase, 0.0) for each in mine):.2f}" for phase in mine[0])
+    return f"{LABELS[name]}, seconds of each phase: {'; '.join(cells)}."
+
+
+def _seconds(entries: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [entry["seconds"] for entry in entries if entry["name"] == name]
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.2f} – {max(values):.2f}"
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"
