@@ -131,7 +131,7 @@ class Restored:
 def run(plan: RestorePlan, catalog: Catalog, identities: Sequence[age.Identity], progress: Progress) -> Restored:
     """Restore as planned. A failure removes the database if we created it; nothing else was touched."""
     began, running = times.now(), Running()
-    with _database(plan, running, progress), _schema_archive(plan, catalog, identities, progress) as archive:
+    with _schema_archive(plan, catalog, identities, progress) as archive, _database(plan, running, progress):
         restorer = Restorer(plan.client, plan.dsn, plan.server.major, plan.owners, plan.tablespaces, running)
         progress.phase("creating the tables")
         restorer.schema("pre-data", archive, jobs=1)
@@ -159,8 +159,16 @@ def _database(plan: RestorePlan, running: Running, progress: Progress) -> Iterat
     """The database to fill: created first, and dropped again if the block fails."""
     if plan.creates:
         progress.phase(f"creating the database {plan.target}")
-        target.create_database(plan.server, plan.target, plan.manifest.properties)
+        try:
+            target.create_database(plan.server, plan.target, plan.manifest.properties)
+        except KeyboardInterrupt as error:  # the name was free, but whose the database is now can't be known
+            error.add_note(
+                f"The database {plan.target} may have been created, empty, at that moment: see, and drop it."
+            )
+            raise
     try:
+        if plan.creates and not plan.manifest.properties.has_public_schema:
+            target.drop_public_schema(plan.dsn)
         yield
     except BaseException as error:
         running.stop()

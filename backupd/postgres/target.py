@@ -163,9 +163,12 @@ def create_database(server: Server, name: str, wanted: DatabaseProperties) -> No
     ):
         query = sql.SQL("create database {} {}").format(sql.Identifier(name), sql.SQL(" ").join(options))
         connection.execute(query)
-    if not wanted.has_public_schema:
-        with closing(connect(server.dsn.replace(dbname=name))) as connection, explained(f"cannot prepare {name}"):
-            connection.execute("drop schema if exists public")
+
+
+def drop_public_schema(dsn: Dsn) -> None:
+    """As in the original, which had none: pg_dump says nothing of a schema that is not there."""
+    with closing(connect(dsn)) as connection, explained("cannot drop the schema public in the new database"):
+        connection.execute("drop schema if exists public")
 
 
 def drop_database(server: Server, name: str) -> None:
