@@ -179,6 +179,7 @@ def describe(
             properties=inventory.properties(session),
             extensions=inventory.extensions(session),
             roles=inventory.roles(session),
+            policy_roles=inventory.policy_roles(session),
             tablespaces=inventory.tablespaces(session),
             database_bytes=row[0],
             streams=tuple(sorted(streams, key=lambda stream: stream.key)),

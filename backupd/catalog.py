@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import groupby
 
 from backupd import manifest as manifests
 from backupd import times
@@ -132,14 +133,19 @@ class Catalog:
     def find(self, database: str, at: datetime | None) -> BackupRef:
         """The newest backup whose snapshot is at or before `at` (None: the newest). Never a later one.
 
-        Names tell the second; only for a snapshot in the very second asked for is a manifest read.
+        Names tell the second; manifests are read only for the very second asked for, and where two backups share one.
         """
         known = self.backups(database)
-        for ref in reversed(known):
-            if at is None or ref.second + timedelta(seconds=1) <= at:
-                return ref
-            if ref.second <= at and self.manifest(ref).taken_at <= at:
-                return ref
+        for second, sharing in groupby(reversed(known), key=lambda ref: ref.second):
+            refs = list(sharing)
+            if at is not None and second > at:
+                continue
+            if len(refs) == 1 and (at is None or second + timedelta(seconds=1) <= at):
+                return refs[0]
+            dated = sorted(((self.manifest(ref).taken_at, ref) for ref in refs), reverse=True)
+            for taken_at, ref in dated:
+                if at is None or taken_at <= at:
+                    return ref
         raise self._nothing(database, known, at)
 
     def by_id(self, database: str, backup_id: str) -> BackupRef:

@@ -250,7 +250,7 @@ _HIDDEN_LARGE_OBJECTS = """
 
 
 def _privileges(name: str, connection: psycopg.Connection, standby: bool) -> Finding:
-    tables = inventory.tables(connection, standby=standby)  # an extension's too: they are locked
+    tables = inventory.tables(connection, standby=standby, sizes=False)  # an extension's too: they are locked
     unreadable = [
         str(row[0])
         for row in connection.execute(

@@ -179,6 +179,11 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # `backupd list | head`
         _forget_output()
         return 141
+    except OSError as error:
+        _forget_output()
+        lost = BackupdError("the result could not be written to stdout", detail=error.strerror or str(error))
+        console.show_error(Style(), lost)
+        return lost.exit_code
     return code
 
 

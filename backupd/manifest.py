@@ -145,6 +145,7 @@ class Manifest(_Record):
     properties: DatabaseProperties
     extensions: tuple[Extension, ...] = ()
     roles: tuple[str, ...] = ()  # every role that the dump's owners and grants name
+    policy_roles: tuple[str, ...] = ()  # those of them that policies and user mappings name: needed in any case
     tablespaces: tuple[str, ...] = ()
     database_bytes: Size = 0  # pg_database_size at the time
     streams: tuple[Stream, ...]

@@ -115,13 +115,17 @@ def _server(question: Question) -> Iterator[BackupdError]:
 
 def _needs(question: Question) -> Iterator[BackupdError]:
     server, manifest = question.server, question.manifest
-    missing_roles = sorted(set(manifest.roles) - server.roles) if question.owners else []
+    missing_roles = sorted(set(manifest.roles if question.owners else manifest.policy_roles) - server.roles)
     if missing_roles:
+        avoidable = question.owners and server.roles.issuperset(manifest.policy_roles)
         yield PostgresError(
             f"the target has no role {', '.join(missing_roles)}",
-            detail="The backup's owners and grants name " + ("it." if len(missing_roles) == 1 else "them."),
-            hint="Create them (" + " ".join(f'CREATE ROLE "{name}";' for name in missing_roles[:5]) + " …)"
-            " or restore without owners and grants: --no-owner",
+            detail="The backup's owners, grants, policies or user mappings name "
+            + ("it." if len(missing_roles) == 1 else "them."),
+            hint="Create them ("
+            + " ".join(f'CREATE ROLE "{name}";' for name in missing_roles[:5])
+            + " …)"
+            + (" or restore without owners and grants: --no-owner" if avoidable else ""),
         )
     missing = [e for e in manifest.extensions if e.name not in server.extensions]
     if missing:

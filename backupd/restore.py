@@ -139,8 +139,9 @@ def run(plan: RestorePlan, catalog: Catalog, identities: Sequence[age.Identity],
         feeds = [
             partial(_load, plan, restorer, catalog, stream, identities, progress) for stream in _largest_first(plan)
         ]
-        workers.run(feeds, plan.jobs, running)
-        _compare_rows(plan, [table for table in plan.manifest.tables if table.root is not None])
+        loaded, _ = workers.run(feeds, plan.jobs, running)
+        compared = {table for tables in loaded for table in tables}
+        _compare_rows(plan, [table for table in plan.manifest.tables if table not in compared])
         progress.phase("building indexes and constraints")
         restorer.schema("post-data", archive, jobs=plan.jobs)
         progress.phase("gathering statistics")
@@ -216,17 +217,19 @@ def _load(
     stream: Stream,
     identities: Sequence[age.Identity],
     progress: Progress,
-) -> None:
+) -> list[Table]:
     """Feed one data stream to pg_restore, checked to its last byte before pg_restore may see an end; then count what
-    arrived, while nothing else can have changed it."""
+    arrived, and return the tables that this settles."""
     label = stream.tables[0] if len(stream.tables) == 1 else f"{len(stream.tables)} tables"
     if not stream.tables:
         label = "sequences and large objects"
     progress.begin(stream.name, label, stream.raw_bytes)
     with closing(pipeline.fetch(catalog.storage, stream, identities, partial(progress.advance, stream.name))) as chunks:
         restorer.data(chunks)
-    _compare_rows(plan, [t for t in plan.manifest.tables if t.stream == stream.name and t.root is None])
+    settled = [table for table in plan.manifest.tables if table.stream == stream.name and table.root is None]
+    _compare_rows(plan, settled)
     progress.end(stream.name)
+    return settled
 
 
 def _compare_rows(plan: RestorePlan, tables: Sequence[Table]) -> None:

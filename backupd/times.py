@@ -54,7 +54,8 @@ def parse_moment(text: str, *, reference: datetime) -> datetime:
         return moment.astimezone(UTC)
     earlier, later = moment.replace(fold=0).astimezone(UTC), moment.replace(fold=1).astimezone(UTC)
     if earlier != later:
-        kind = "occurs twice" if earlier < later else "does not exist"
+        there = earlier.astimezone().replace(tzinfo=None) == moment
+        kind = "occurs twice" if there else "does not exist"
         raise ConfigError(
             f"the local time {text!r} {kind}: the clocks change then",
             detail=f"It could mean {iso(earlier)} or {iso(later)}.",

@@ -188,6 +188,17 @@ def roles(connection: psycopg.Connection) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def policy_roles(connection: psycopg.Connection) -> tuple[str, ...]:
+    """Roles that policies apply to and user mappings are for: no restore can leave these out as it can owners."""
+    rows = connection.execute(
+        """
+        select pg_get_userbyid(role) from pg_policy, unnest(polroles) role where role <> 0
+        union select usename from pg_user_mappings where umuser <> 0 order by 1
+        """
+    ).fetchall()
+    return tuple(str(row[0]) for row in rows)
+
+
 def tablespaces(connection: psycopg.Connection) -> tuple[str, ...]:
     """Tablespaces other than the default one that relations of this database lie in."""
     rows = connection.execute(

@@ -214,6 +214,10 @@ class Program:
 _HINTS = (
     ("out of shared memory", "Raise max_locks_per_transaction on this server (it needs a restart)."),
     (
+        "statement timeout",  # pg_dump --lock-wait-timeout; it sets no other
+        "Another session holds a table exclusively, or waits to. Try again later, or raise lock_wait_timeout.",
+    ),
+    (
         "lock timeout",
         "Another session holds a table exclusively. Try again when it is done, or raise lock_wait_timeout.",
     ),

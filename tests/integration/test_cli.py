@@ -25,7 +25,9 @@ NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     """A site whose server cannot be reached: enough for everything that fails before it matters."""
-    return local_site(tmp_path / "site", {"shop": NOWHERE, "billing": NOWHERE})
+    made = local_site(tmp_path / "site", {"shop": NOWHERE, "billing": NOWHERE})
+    made.environ.pop("PYTHONUNBUFFERED", None)
+    return made
 
 
 @pytest.fixture
@@ -34,7 +36,9 @@ def shop(tmp_path: Path, pg15: ThrowawayServer, new_database: NewDatabase) -> Si
     dsn = new_database(pg15)
     with psycopg.connect(dsn) as connection:
         connection.execute("create table orders as select g as id from generate_series(1, 100) g")
-    return local_site(tmp_path / "site", {"broken": NOWHERE, "shop": dsn})
+    made = local_site(tmp_path / "site", {"broken": NOWHERE, "shop": dsn})
+    made.environ.pop("PYTHONUNBUFFERED", None)  # or what is written late would be written at once
+    return made
 
 
 def run(*arguments: str, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
@@ -264,7 +268,12 @@ def test_error_whose_reader_hangs_up(site: Site) -> None:
     os.close(reader)
     try:
         done = subprocess.run(
-            site.command("show", "nothing", "--json"), stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+            site.command("show", "nothing", "--json"),
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=site.environ,
+            check=False,
         )
     finally:
         os.close(writer)
