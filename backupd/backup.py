@@ -202,5 +202,6 @@ def _discard(catalog: Catalog, database: str, backup_id: str, error: BaseExcepti
     """Remove what was stored. If that fails too, the first error stays the one that is told."""
     try:
         catalog.discard(database, backup_id)
+        error.add_note("What was stored of this backup was removed.")
     except Exception as second:  # noqa: BLE001  (whatever it is: it must not hide the first)
         error.add_note(f"What was stored of it could not be removed from {data_prefix(database, backup_id)}: {second}")

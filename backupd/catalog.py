@@ -170,7 +170,7 @@ class Catalog:
         assert at is not None
         return NoBackupError(
             f"no backup of {database} was taken at or before {times.iso(at)}",
-            detail=f"The oldest is {known[0].id}, taken at {times.iso(known[0].second)}.",
+            detail=f"The oldest is {known[0].id}.",
             hint=f"Ask for that time or a later one: --at {times.iso(known[0].second + timedelta(seconds=1))}",
         )
 

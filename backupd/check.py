@@ -10,7 +10,7 @@ from dataclasses import replace as with_changes
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from backupd import times
+from backupd import preflight, times
 from backupd.catalog import Catalog
 from backupd.config import Config
 from backupd.config_models import Database
@@ -40,7 +40,7 @@ class Finding:
 
 def examine(config: Config, databases: Sequence[Database], dsns: Sequence[Dsn]) -> Iterator[Finding]:
     """Each finding as soon as it is known; a failed one carries the exit code of its kind."""
-    yield Finding("configuration", "ok", f"{config.path}, {len(config.databases)} databases")
+    yield Finding("configuration", "ok", f"{config.path}, databases: {', '.join(config.databases) or 'none'}")
     yield from _keys(config)
     yield _tools(config)
     yield from _storage(config)
@@ -111,14 +111,38 @@ def _storage(config: Config) -> Iterator[Finding]:
     url = config.repository.url
     try:
         with closing(connect_storage(url, config.s3_settings())) as storage:
+            # Read first: some stores create a misspelt bucket with the first write to it.
+            found = _attempt("repository", lambda: _repository(config, storage))
+            yield found
+            if found.status == "failed":
+                return
             yield from _probe(storage)
-            yield _attempt("repository", lambda: _repository(config, storage))
+            yield from _openable(config, storage)
     except BackupdError as error:
         hint = error.hint
         if isinstance(error, StorageError | IntegrityError) and url.startswith("s3:"):
             hint = " ".join(filter(None, [_settings_that_work(config), hint]))
         error.hint = hint
         yield _failed("storage", error)
+
+
+def _openable(config: Config, storage: Storage) -> Iterator[Finding]:
+    """Whether this host's identity opens the newest backup of each database, not only those to come."""
+    if config.encryption.identity_file is None:
+        return
+
+    def newest(name: str) -> Finding:
+        catalog, identities = Catalog(storage, config.trusted_signers()), config.load_identities()
+        manifest = catalog.manifest(catalog.find(name, None))
+        preflight.check_identity(catalog, manifest, identities)
+        return Finding(f"backups of {name}", "ok", f"the newest, {manifest.id}, opens with the identity here")
+
+    known = set(Catalog(storage, ()).databases())
+    for name in config.databases:
+        if name in known:
+            finding = _attempt(f"backups of {name}", lambda name=name: newest(name))  # type: ignore[misc]
+            if finding.exit_code != 3:  # a folder without a committed backup
+                yield finding
 
 
 def _repository(config: Config, storage: Storage) -> Finding:

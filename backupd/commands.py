@@ -196,7 +196,7 @@ def restore(style: Style, path: str | None, database: str, options: RestoreOptio
     identities = config.load_identities()  # before anything is planned: without them there is nothing to plan
     with _catalog(config) as catalog:
         try:
-            plan = restores.plan(request, catalog)
+            plan = restores.plan(request, catalog, identities)
         except NoBackupError:
             if database not in config.databases:
                 config.database(database)

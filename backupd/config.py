@@ -71,7 +71,12 @@ class Config:
                 f"no identity_file in [encryption] of {self.path}",
                 hint="it is needed to restore and verify: the age identity file that belongs to one of the recipients",
             )
-        return age.parse_identities(read_private(path, self.environ), str(path))
+        try:
+            return age.parse_identities(read_private(path, self.environ), str(path))
+        except ConfigError as error:
+            if not path.exists() or path.stat().st_size == 0:
+                error.hint = f"Put your copy of it back, as {path}, mode 600. A new key opens no backup that is there."
+            raise
 
     def load_signing_key(self) -> minisign.SecretKey:
         """The key that signs manifests. ConfigError when it is not here."""
@@ -160,7 +165,9 @@ def find(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Path:
             return path
     looked = "--config (not given), $BACKUPD_CONFIG (not set), " + ", ".join(map(str, places))
     raise ConfigError(
-        "no configuration found", detail=f"looked at: {looked}", hint="`backupd init` writes one; --config names one"
+        "no configuration found",
+        detail=f"looked at: {looked}",
+        hint="Name yours: backupd --config FILE … (`backupd init` writes one with new keys)",
     )
 
 

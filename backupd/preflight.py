@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from backupd import times
 from backupd.catalog import Catalog, data_prefix
+from backupd.crypto import age
 from backupd.errors import BackupdError, IntegrityError, PostgresError, RefusedError
 from backupd.manifest import Manifest
 from backupd.postgres import target
@@ -29,6 +31,8 @@ class Question:
     max_gap: timedelta | None
     owners: bool
     bin_dirs: Sequence[Path]
+    identities: Sequence[age.Identity]
+    future: bool  # the time asked for is still to come
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class Answer:
 def examine(question: Question) -> Answer:
     """Raises one error with every obstacle in it; integrity outranks safety, and safety outranks PostgreSQL."""
     check_objects(question.catalog, question.manifest)
+    check_identity(question.catalog, question.manifest, question.identities)
     obstacles = [*_safety(question), *_server(question), *_needs(question)]
     client: Installation | None = None
     try:
@@ -69,6 +74,22 @@ def check_objects(catalog: Catalog, manifest: Manifest) -> None:
             detail="\n".join(wrong),
             hint=f"Choose another backup: backupd list {manifest.database}",
         )
+
+
+def check_identity(catalog: Catalog, manifest: Manifest, identities: Sequence[age.Identity]) -> None:
+    """One of the identities opens the backup: its schema archive's header and last chunk. Raises IntegrityError."""
+    stream = manifest.schema_stream
+
+    def read_at(offset: int, length: int) -> bytes:
+        with closing(catalog.storage.open(stream.key, offset=offset, length=length)) as chunks:
+            return b"".join(chunks)
+
+    try:
+        age.RandomAccess(identities, read_at, stream.stored_bytes, stream.header_sha256, what=stream.key)
+    except IntegrityError as error:
+        if " open" in error.message:  # none of the identities does
+            error.hint = "Put back the identity of the recipients it was made for: a new one opens only new backups."
+        raise
 
 
 def _safety(question: Question) -> Iterator[BackupdError]:
@@ -109,7 +130,7 @@ def _server(question: Question) -> Iterator[BackupdError]:
     if question.creates and not server.may_create:
         yield PostgresError(
             f"the user {server.user} may not create databases on {server.dsn.server}",
-            hint=f"ALTER ROLE {server.user} CREATEDB; or restore as another user: --target postgresql://USER@HOST/NAME",
+            hint=f"Restore as one who may: --target postgresql://USER@HOST:PORT; or ALTER ROLE {server.user} CREATEDB;",
         )
 
 
@@ -124,7 +145,8 @@ def _needs(question: Question) -> Iterator[BackupdError]:
             + ("it." if len(missing_roles) == 1 else "them."),
             hint="Create them ("
             + " ".join(f'CREATE ROLE "{name}";' for name in missing_roles[:5])
-            + " …)"
+            + (" …" if len(missing_roles) > 5 else "")
+            + "; their logins, passwords and memberships are in the backup's globals)"
             + (" or restore without owners and grants: --no-owner" if avoidable else ""),
         )
     missing = [e for e in manifest.extensions if e.name not in server.extensions]
@@ -142,6 +164,8 @@ def _client(question: Question) -> Installation:
 
 
 def _warnings(question: Question) -> Iterator[str]:
+    if question.future:
+        yield "The time asked for is still to come: this is the newest backup there is."
     lacking = sorted(set(question.manifest.tablespaces) - question.server.tablespaces)
     if lacking:
         yield f"The target has no tablespace {', '.join(lacking)}: everything goes to the default one."

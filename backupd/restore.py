@@ -67,7 +67,7 @@ class RestorePlan:
         return self.server.dsn.replace(dbname=self.target)
 
 
-def plan(request: Request, catalog: Catalog) -> RestorePlan:
+def plan(request: Request, catalog: Catalog, identities: Sequence[age.Identity]) -> RestorePlan:
     """Choose the backup and check everything that can be checked before anything is written.
 
     Raises NoBackupError if none fits, IntegrityError for a backup that can't be believed or is not whole, and
@@ -93,6 +93,8 @@ def plan(request: Request, catalog: Catalog) -> RestorePlan:
             max_gap=request.max_gap,
             owners=request.owners,
             bin_dirs=request.bin_dirs,
+            identities=identities,
+            future=request.at is not None and request.at > request.now,
         )
     )
     return RestorePlan(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from backupd import console, times
 from backupd.catalog import BackupRef
 from backupd.errors import BackupdError
 from backupd.manifest import Manifest
+from backupd.postgres import target
+from backupd.postgres.names import identifier
 
 if TYPE_CHECKING:
     from backupd.restore import Restored, RestorePlan
@@ -66,13 +69,19 @@ def backups(rows: Sequence[dict[str, Any]]) -> str:
         (
             row["database"],
             row["id"],
-            row["taken_at"][:19] + "Z" if "." in row["taken_at"] else row["taken_at"],
+            _whole_seconds(row["taken_at"]),
             *(("?",) * 5 if "error" in row else _numbers(row)),
             "UNREADABLE" if "error" in row else row["proof"]["status"],
         )
         for row in rows
     ]
     return console.table(headers, cells, right=(3, 4, 5, 6))
+
+
+def _whole_seconds(taken_at: str) -> str:
+    """Rounded up, so that the time shown, typed after --at, means this backup and not the one before."""
+    moment = datetime.fromisoformat(taken_at)
+    return times.iso(moment.replace(microsecond=0) + timedelta(seconds=1 if moment.microsecond else 0))
 
 
 def _numbers(row: dict[str, Any]) -> tuple[str, str, str, str, str]:
@@ -168,9 +177,17 @@ def backup(manifest: Manifest) -> str:
 def restored(done: Restored) -> str:
     """The last lines of a restore: what is back, as of when, what is lost, how to get at it."""
     plan, manifest = done.plan, done.plan.manifest
+    original, copy = identifier(manifest.properties.name), identifier(plan.target)
+    swap = (
+        f"\nto put it in the original's place, when nobody is connected:"
+        f"\n  ALTER DATABASE {original} RENAME TO {identifier(target.free_name(manifest.properties.name, '_before'))};"
+        f"\n  ALTER DATABASE {copy} RENAME TO {original};"
+    )
+    beside = plan.creates and manifest.properties.name in plan.server.databases
     return (
         f"restored {plan.database} as of {times.iso(manifest.taken_at)} into {plan.target}:"
         f" {len(manifest.tables)} tables, {manifest.rows} rows, {done.seconds:.1f} s\n"
         f"lost: {_loss(plan)}\n"
         f"connect: psql {shlex.quote(plan.dsn.shown())}"
+        f"{swap if beside else ''}"
     )

@@ -124,7 +124,7 @@ def connect(dsn: Dsn, *, settings: Mapping[str, str] | None = None, autocommit: 
         raise PostgresError(
             f"cannot connect to PostgreSQL at {dsn.server}",
             detail=str(error).strip(),
-            hint="Check the dsn, the password (password_file or ~/.pgpass) and pg_hba.conf on the server.",
+            hint=_connection_hint(str(error)),
         ) from error
     with explained("cannot set up a session"):
         sane = {
@@ -157,6 +157,18 @@ def describe(error: psycopg.Error) -> str:
         return str(error).strip()
     parts = [f"{diagnostic.severity}: {diagnostic.message_primary}", diagnostic.message_detail, diagnostic.context]
     return "\n".join(part for part in parts if part)
+
+
+def _connection_hint(text: str) -> str:
+    if "password" in text:
+        return "Check user and password: password_file, the dsn's own, PGPASSWORD or ~/.pgpass."
+    if "Connection refused" in text or "No such file" in text or "timeout" in text:
+        return "Is the server running, and are host and port of the dsn right?"
+    if "does not exist" in text:
+        return "Correct the name in the dsn."
+    if "pg_hba.conf" in text:
+        return "The server's pg_hba.conf must let this host and user in."
+    return "Check the dsn, the password (password_file or ~/.pgpass) and pg_hba.conf on the server."
 
 
 def _hint(error: psycopg.Error) -> str:

@@ -345,6 +345,32 @@ def test_impatient_interrupts(place: Place, requests: int) -> None:
         run.leaves_nothing_stored()
 
 
+def test_interrupted_while_the_backup_is_committed(place: Place, requests: int) -> None:
+    """The write that makes the backup exist is slow, and its program is told to end: what it removes then must not
+    be overtaken by that write, or a backup without data would be listed."""
+    started: list[Run] = []
+    deletes: list[Seen] = []
+    clearing, waited = threading.Event(), threading.Event()
+
+    def rule(seen: Seen) -> None:
+        if seen.operation == "Put" and "/manifests/" in seen.path:
+            started[0].process.send_signal(signal.SIGTERM)
+            clearing.wait(2)  # nothing is to come before this request is answered: hence a limit
+            waited.set()
+        elif seen.operation == "DeleteBatch":
+            deletes.append(seen)
+            if len(deletes) > 1:  # the first, of the manifest, is answered
+                clearing.set()
+
+    with place.start(rule) as run:
+        started.append(run)
+        run.finish()
+    assert waited.is_set()
+    assert run.code == 143
+    assert run.made == set(), "a backup is listed whose data was removed"
+    run.leaves_nothing_stored()
+
+
 def test_storage_refuses_writes(place: Place, requests: int) -> None:
     """A quota or a policy that strikes in mid-run: what was stored can still be removed, and is."""
     for moment in spread(range(requests))[::3]:

@@ -420,8 +420,6 @@ MANIFESTS: dict[str, Callable[[World], Changes]] = {
     "no JSON": lambda world: _put(world, b"{"),
     "no object": lambda world: _put(world, b"[]"),
     "without streams": lambda world: _put(world, _edited(world, streams=())),
-    "objects of another backup": lambda world: _put(world, _edited(world, streams=world.older.streams)),
-    "objects of another database": lambda world: _put(world, _edited(world, streams=world.other.streams)),
 }
 
 
@@ -430,6 +428,17 @@ def test_bad_manifest(local: World, how: str) -> None:
     changes = MANIFESTS[how](local)
     assert changes[manifest_key("shop", local.newer.id)] != local.objects[manifest_key("shop", local.newer.id)]
     is_refused(local, changes, manifest_key("shop", local.newer.id), local.newer.id)
+    assert local.reached_postgres() == []
+
+
+@pytest.mark.parametrize("whose", ["another backup", "another database"])
+def test_manifest_with_objects_of_another(local: World, whose: str) -> None:
+    """Even where the signature is right: a backup's objects lie in its own folder."""
+    other = local.older if whose == "another backup" else local.other
+    with local.changed(_put(local, _edited(local, streams=other.streams))):
+        outcome = local.restore(code=7)
+    assert "lies outside of" in outcome.err
+    assert "hint:" in outcome.err
     assert local.reached_postgres() == []
 
 
