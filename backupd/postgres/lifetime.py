@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
 _GONE_SECONDS = 10
 
 
@@ -64,15 +62,21 @@ def _spawner() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="postgres-parent")
 
 
-def dies_with(parent: int) -> Callable[[], None] | None:
-    """What a child runs before exec so that it gets SIGQUIT (end at once, cleanly) when its parent is gone."""
-    if sys.platform != "linux":
+def tied(number: signal.Signals, command: Sequence[str | Path]) -> list[str | Path]:
+    """The command line of a program that gets this signal when the thread that starts it ends, however it ends.
+
+    Through setpriv (util-linux), and not by a function of ours between fork and exec: for one, Python runs its
+    at-fork hooks, in which an interrupt is lost and can leave a lock held for ever. Without setpriv a program ends
+    when its pipe or its connection breaks.
+    """
+    setpriv = _setpriv()
+    return [setpriv, "--pdeathsig", number.name.removeprefix("SIG"), "--", *command] if setpriv else [*command]
+
+
+@functools.cache
+def _setpriv() -> str | None:
+    found = shutil.which("setpriv")
+    if found is None:
         return None
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGQUIT), 0, 0, 0)
-        if os.getppid() != parent:  # it died before we asked
-            os._exit(1)
-
-    return ask
+    asked = [found, "--pdeathsig", "TERM", "--", found, "--version"]  # a small one may not know the option
+    return found if subprocess.run(asked, capture_output=True, check=False).returncode == 0 else None

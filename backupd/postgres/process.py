@@ -6,12 +6,10 @@ whole one. Writing: a program that was not fed to the end is killed before it co
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,28 +17,13 @@ from threading import Lock
 from typing import Protocol
 
 from backupd.errors import BackupdError, PostgresError
+from backupd.postgres.lifetime import tied
 from backupd.storage.base import Buffer
 
 READ_SIZE = 1 << 20
 _PIPE_SIZE = 1 << 20
 _QUOTED_ERRORS = 5
-# Looked up here: in a child, between fork and exec, the loader's lock may be held by a thread that is not there.
-_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
 _GRACE = 5.0  # seconds from SIGTERM to SIGKILL
-
-
-def _dies_with(parent: int) -> Callable[[], None]:
-    """What a child runs before it becomes the program: it ends with backupd, however backupd ends, so that no dump
-    goes on holding locks."""
-
-    def ask() -> None:
-        if _PRCTL is not None:
-            _PRCTL(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-            if os.getppid() != parent:  # it died before we asked
-                os._exit(1)
-
-    return ask
 
 
 class Killable(Protocol):
@@ -100,7 +83,7 @@ class Program:
         self._errors = os.memfd_create("stderr")  # no thread, no file on disk, no pipe that fills up
         try:
             self._process = subprocess.Popen(
-                [str(part) for part in argv],
+                tied(signal.SIGTERM, argv),  # so that no dump goes on holding locks
                 env=dict(env),
                 stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if feed else subprocess.PIPE,
@@ -108,7 +91,6 @@ class Program:
                 bufsize=0,
                 process_group=0,
                 pass_fds=pass_fds,
-                preexec_fn=_dies_with(os.getpid()),
             )
         except OSError as error:
             os.close(self._errors)

@@ -15,7 +15,6 @@ import socket
 import string
 import subprocess
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -26,7 +25,7 @@ from psycopg.conninfo import make_conninfo
 
 from backupd.errors import PostgresError
 from backupd.postgres.account import discard, reachable, reachable_folder, server_account
-from backupd.postgres.lifetime import dies_with, happens, kill_tree, spawn
+from backupd.postgres.lifetime import happens, kill_tree, spawn, tied
 from backupd.postgres.tools import Installation
 
 # Settings for a server whose data may be lost: nothing waits for the disk, little is logged ahead.
@@ -287,22 +286,18 @@ class ThrowawayServer:
         """Start one of the server's programs as its user, in a session of its own: Ctrl-C is for us to handle."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         try:
-            with warnings.catch_warnings():
-                # Python 3.12 warns that forking with threads may deadlock the child; ours only calls prctl.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                return subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd="/",  # ours may be closed to the server's user
-                    env={**environment, "LC_ALL": "C"},
-                    user=self._account.uid,
-                    group=self._account.gid,
-                    extra_groups=None if self._account.uid is None else [],
-                    start_new_session=True,
-                    preexec_fn=dies_with(os.getpid()),  # runs after setuid(), which would undo it
-                )
+            return subprocess.Popen(
+                tied(signal.SIGQUIT, command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",  # ours may be closed to the server's user
+                env={**environment, "LC_ALL": "C"},
+                user=self._account.uid,
+                group=self._account.gid,
+                extra_groups=None if self._account.uid is None else [],
+                start_new_session=True,
+            )
         except OSError as error:
             raise PostgresError(
                 f"{command[0]} could not be started", detail=str(error), hint="is the installation whole?"
