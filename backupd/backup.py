@@ -14,6 +14,7 @@ from time import monotonic
 from backupd import __version__, manifest, pipeline, times
 from backupd.catalog import Catalog, data_prefix
 from backupd.crypto import age, minisign
+from backupd.errors import PostgresError
 from backupd.manifest import Manifest, Stream, Table
 from backupd.postgres import dump, inventory, snapshot, workers
 from backupd.postgres.inventory import SourceTable
@@ -55,32 +56,60 @@ class Part:
 
 def run(job: Job, catalog: Catalog, progress: Progress) -> Manifest:
     """Back up one database. Whatever goes wrong leaves no backup that anyone could list."""
+    begins = catalog.repository_id() is None
     repository, started_at, running = catalog.ensure_repository(), times.now(), Running()
+    if begins:  # a disk that is not mounted and a mistyped prefix look just like this
+        progress.warn(f"{catalog.storage.url} held no repository: a new one was begun there")
     progress.phase(f"{job.database}: locking tables and taking a snapshot")
     with snapshot.take(job.dsn, lock_timeout=job.lock_timeout, holder=repository) as source:
         backup_id = manifest.new_id(source.taken_at)
         client = choose_client(find_installations(job.bin_dirs), source.major)
-        parts = plan_parts(job, source, client)
-        counted = [table for part in parts for table in _tables_of(part, source)]
-        progress.phase(f"{job.database}: dumping {len(counted)} tables in {len(parts)} streams")
+        application = f"backupd {backup_id}"
+        parts = plan_parts(job, source, client, application)
+        progress.phase(f"{job.database}: dumping {len(source.tables)} tables in {len(parts)} streams")
         try:
-            stored, rows = workers.run(
-                [partial(store, job, catalog, backup_id, part, running, progress) for part in ordered(parts)],
-                job.jobs,
-                running,
-                beside=partial(snapshot.count, source, counted, running),
-            )
-            made = describe(job, source, client, repository, backup_id, started_at, stored, rows or {})
+            with snapshot.Watch(source, application, job.lock_timeout, running) as watch:
+                stored, rows = _dump(job, catalog, source, backup_id, parts, running, progress, watch)
+            made = describe(job, source, client, repository, backup_id, started_at, stored, rows)
             source.check_alive()  # a session lost earlier would have let tables change under the dump
             catalog.commit(made, job.signing_key)
         except BaseException as error:
             running.stop()
-            _discard(catalog, job.database, backup_id, error)
+            if catalog.is_committed(backup_id):
+                error.add_note(f"Backup {backup_id} was complete by then, and stays.")
+            else:
+                _discard(catalog, job.database, backup_id, error)
             raise
     return made
 
 
-def plan_parts(job: Job, source: Source, client: Installation) -> list[Part]:
+def _dump(
+    job: Job,
+    catalog: Catalog,
+    source: Source,
+    backup_id: str,
+    parts: Sequence[Part],
+    running: Running,
+    progress: Progress,
+    watch: snapshot.Watch,
+) -> tuple[list[Stream], dict[int, int]]:
+    """All streams, and beside them the rows of each table, counted in the same snapshot."""
+    counted = [table for part in parts for table in _tables_of(part, source)]
+    try:
+        stored, rows = workers.run(
+            [partial(store, job, catalog, backup_id, part, running, progress) for part in ordered(parts)],
+            job.jobs,
+            running,
+            beside=partial(snapshot.count, source, counted, running),
+        )
+    except (PostgresError, workers.Cancelled) as error:
+        if watch.error is not None:  # what it stopped failed because of that
+            raise watch.error from error
+        raise
+    return stored, rows or {}
+
+
+def plan_parts(job: Job, source: Source, client: Installation, application: str) -> list[Part]:
     """Globals, the schema, one data stream for all small tables, and one for each large table, largest first."""
     dumping = [table for table in source.tables if table.has_rows]
     large_enough = [t for t in dumping if t.bytes >= job.large_table and _can_be_named(t, source)]
@@ -88,7 +117,7 @@ def plan_parts(job: Job, source: Source, client: Installation) -> list[Part]:
     large = by_size[:_MOST_OWN_STREAMS]
     own = {table.oid for table in large}
     small = [table for table in dumping if table.oid not in own]
-    tool = dump.Dumper(client, source, job.lock_timeout)
+    tool = dump.Dumper(client, source, job.lock_timeout, application)
     # No two programs that lock every table run at once: with ours that would be three locks a table, and a server
     # with default settings has room for about three times 5,000.
     all_tables = threading.Lock()

@@ -62,6 +62,7 @@ class Catalog:
         self.storage = storage
         self._trusted = trusted
         self._repository: str | None = None
+        self._committed: set[str] = set()
 
     # ---- the marker
 
@@ -224,6 +225,25 @@ class Catalog:
                     hint="Somebody moved or swapped objects in the repository. Choose another backup.",
                 )
 
+    def check_objects(self, manifest: Manifest) -> None:
+        """Every object of the backup is there and of the manifest's size, by one listing. Raises IntegrityError."""
+        prefix = data_prefix(manifest.database, manifest.id)
+        sizes = {info.key: info.size for info in self.storage.list(prefix)}
+        wrong = []
+        for stream in manifest.streams:
+            if not stream.key.startswith(prefix):
+                wrong.append(f"{stream.key} lies outside of {prefix}")
+            elif stream.key not in sizes:
+                wrong.append(f"{stream.key} is missing")
+            elif sizes[stream.key] != stream.stored_bytes:
+                wrong.append(f"{stream.key} has {sizes[stream.key]} bytes, and the manifest says {stream.stored_bytes}")
+        if wrong:
+            raise IntegrityError(
+                f"backup {manifest.id} of {manifest.database} is not whole",
+                detail="\n".join(wrong),
+                hint=f"Choose another backup: backupd list {manifest.database}",
+            )
+
     def commit(self, made: Manifest, key: minisign.SecretKey) -> None:
         """Make a backup exist: its signature first, then, create-only, its manifest.
 
@@ -234,6 +254,7 @@ class Catalog:
             alone.submit(self._commit, made, key).result()
 
     def _commit(self, made: Manifest, key: minisign.SecretKey) -> None:
+        self.check_objects(made)  # a store may have acknowledged what it does not have
         data = made.encode()
         signature = minisign.sign(key, data, trusted_comment=f"backupd manifest {made.database}/{made.id}")
         self.storage.put(signature_key(made.database, made.id), [signature.encode()])
@@ -244,6 +265,11 @@ class Catalog:
             # A write whose answer was lost and that was then retried meets itself.
             if self.storage.read(place) != data:
                 raise
+        self._committed.add(made.id)
+
+    def is_committed(self, backup_id: str) -> bool:
+        """Whether this catalog committed it, also if an interrupt came before anybody was told."""
+        return backup_id in self._committed
 
     def discard(self, database: str, backup_id: str) -> None:
         """Remove all that a failed backup stored. The manifest first: a write that failed may have happened after

@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from time import monotonic
 from types import FrameType
 
 import click
@@ -153,14 +154,18 @@ class Terminated(KeyboardInterrupt):
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+_PATIENCE = 10.0  # seconds in which cleaning up after a signal is not interrupted by another
+_last_signal = 0.0
+
+
 def _terminate(number: int, _frame: FrameType | None) -> None:
-    for each in _ENDING:
-        signal.signal(each, _ending_already)  # not SIG_IGN: Python complains of a signal that came just before it
-    raise Terminated(number)
-
-
-def _ending_already(_number: int, _frame: FrameType | None) -> None:
-    """Once is enough: cleaning up must not be interrupted."""
+    """Raise, in whatever the main thread does. Not for a second one that soon follows, since cleaning up must not be
+    interrupted; but for a later one, as Python loses exceptions raised in a few places."""
+    global _last_signal
+    now, before = monotonic(), _last_signal
+    if not before or now - before > _PATIENCE:
+        _last_signal = now
+        raise Terminated(number)
 
 
 def _heed_signals() -> None:

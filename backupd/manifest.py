@@ -106,7 +106,7 @@ class Grant(_Record):
 
     grantor: str
     grantee: str | None  # None: PUBLIC
-    privilege: str
+    privilege: Literal["CREATE", "CONNECT", "TEMPORARY"]
     grantable: bool
 
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from backupd import times
-from backupd.catalog import Catalog, data_prefix
+from backupd.catalog import Catalog
 from backupd.crypto import age
 from backupd.errors import BackupdError, IntegrityError, PostgresError, RefusedError
 from backupd.manifest import Manifest
@@ -43,7 +43,7 @@ class Answer:
 
 def examine(question: Question) -> Answer:
     """Raises one error with every obstacle in it; integrity outranks safety, and safety outranks PostgreSQL."""
-    check_objects(question.catalog, question.manifest)
+    question.catalog.check_objects(question.manifest)
     check_identity(question.catalog, question.manifest, question.identities)
     obstacles = [*_safety(question), *_server(question), *_needs(question)]
     client: Installation | None = None
@@ -54,26 +54,6 @@ def examine(question: Question) -> Answer:
     if obstacles or client is None:
         raise _together(obstacles)
     return Answer(client, tuple(_warnings(question)))
-
-
-def check_objects(catalog: Catalog, manifest: Manifest) -> None:
-    """Every object of the backup is there and of the manifest's size, by one listing. Raises IntegrityError."""
-    prefix = data_prefix(manifest.database, manifest.id)
-    sizes = {info.key: info.size for info in catalog.storage.list(prefix)}
-    wrong = []
-    for stream in manifest.streams:
-        if not stream.key.startswith(prefix):
-            wrong.append(f"{stream.key} lies outside of {prefix}")
-        elif stream.key not in sizes:
-            wrong.append(f"{stream.key} is missing")
-        elif sizes[stream.key] != stream.stored_bytes:
-            wrong.append(f"{stream.key} has {sizes[stream.key]} bytes, and the manifest says {stream.stored_bytes}")
-    if wrong:
-        raise IntegrityError(
-            f"backup {manifest.id} of {manifest.database} is not whole",
-            detail="\n".join(wrong),
-            hint=f"Choose another backup: backupd list {manifest.database}",
-        )
 
 
 def check_identity(catalog: Catalog, manifest: Manifest, identities: Sequence[age.Identity]) -> None:
@@ -107,7 +87,15 @@ def _safety(question: Question) -> Iterator[BackupdError]:
                 hint="Choose another name with --into; an existing database is never overwritten.",
             )
         return
-    held = target.contents(question.server.dsn.replace(dbname=question.target))
+    there = question.server.dsn.replace(dbname=question.target)
+    encoding = target.encoding(there)
+    if encoding != question.manifest.properties.encoding:
+        yield RefusedError(
+            f"the database {question.target} has the encoding {encoding}, and the backup"
+            f" {question.manifest.properties.encoding}",
+            hint="Give the name of a database that does not exist yet: it is created as the original was.",
+        )
+    held = target.contents(there)
     if held:
         yield RefusedError(
             f"the database {question.target} on {question.server.dsn.server} is not empty",
@@ -164,6 +152,10 @@ def _client(question: Question) -> Installation:
 
 
 def _warnings(question: Question) -> Iterator[str]:
+    if not question.creates:
+        yield "Owner, grants, settings and comment of the existing database itself are left as they are."
+    if question.gap < timedelta(0) and not question.future:
+        yield "The backup is from after the time asked for, by the source server's clock, which must have been ahead."
     if question.future:
         yield "The time asked for is still to come: this is the newest backup there is."
     lacking = sorted(set(question.manifest.tablespaces) - question.server.tablespaces)

@@ -17,6 +17,7 @@ from backupd.crypto import age
 from backupd.errors import ProofError
 from backupd.manifest import Manifest, Stream, Table
 from backupd.postgres import target, workers
+from backupd.postgres.names import identifier
 from backupd.postgres.process import Running
 from backupd.postgres.restorer import Restorer
 from backupd.postgres.session import Dsn
@@ -138,12 +139,11 @@ def run(plan: RestorePlan, catalog: Catalog, identities: Sequence[age.Identity],
         progress.phase("creating the tables")
         restorer.schema("pre-data", archive, jobs=1)
         progress.phase("loading the rows")
-        feeds = [
-            partial(_load, plan, restorer, catalog, stream, identities, progress) for stream in _largest_first(plan)
-        ]
+        load = partial(_load, plan, restorer, catalog, identities, progress, running)
+        feeds = [partial(load, stream) for stream in _largest_first(plan)]
         loaded, _ = workers.run(feeds, plan.jobs, running)
         compared = {table for tables in loaded for table in tables}
-        _compare_rows(plan, [table for table in plan.manifest.tables if table not in compared])
+        _compare_rows(plan, [table for table in plan.manifest.tables if table not in compared], running)
         progress.phase("building indexes and constraints")
         restorer.schema("post-data", archive, jobs=plan.jobs)
         progress.phase("gathering statistics")
@@ -216,9 +216,10 @@ def _load(
     plan: RestorePlan,
     restorer: Restorer,
     catalog: Catalog,
-    stream: Stream,
     identities: Sequence[age.Identity],
     progress: Progress,
+    running: Running,
+    stream: Stream,
 ) -> list[Table]:
     """Feed one data stream to pg_restore, checked to its last byte before pg_restore may see an end; then count what
     arrived, and return the tables that this settles."""
@@ -229,18 +230,18 @@ def _load(
     with closing(pipeline.fetch(catalog.storage, stream, identities, partial(progress.advance, stream.name))) as chunks:
         restorer.data(chunks)
     settled = [table for table in plan.manifest.tables if table.stream == stream.name and table.root is None]
-    _compare_rows(plan, settled)
+    _compare_rows(plan, settled, running)
     progress.end(stream.name)
     return settled
 
 
-def _compare_rows(plan: RestorePlan, tables: Sequence[Table]) -> None:
+def _compare_rows(plan: RestorePlan, tables: Sequence[Table], running: Running) -> None:
     """The copy has the rows that the source had in the snapshot, table by table, and partitions tree by tree (their
     rows may come back in another partition). Raises ProofError."""
     expected, found = Counter[str](), Counter[str]()
-    counted = target.count_rows(plan.dsn, [(table.schema_, table.name) for table in tables])
+    counted = target.count_rows(plan.dsn, [(table.schema_, table.name) for table in tables], running)
     for table, rows in zip(tables, counted, strict=True):
-        place = table.root or f"{table.schema_}.{table.name}"
+        place = table.root or f"{identifier(table.schema_)}.{identifier(table.name)}"
         expected[place] += table.rows
         found[place] += rows
     differing = [

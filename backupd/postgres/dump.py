@@ -33,10 +33,10 @@ class Command:
 class Dumper:
     """Makes the commands for one snapshot."""
 
-    def __init__(self, client: Installation, source: Source, lock_timeout: timedelta) -> None:
+    def __init__(self, client: Installation, source: Source, lock_timeout: timedelta, application: str) -> None:
         self._client = client
         self._source = source
-        self._env = source.dsn.program_environment()
+        self._env = source.dsn.program_environment() | {"PGAPPNAME": application}
         # Our own locks don't spare pg_dump its turn: its request can queue behind that of a migration which waits
         # for ours. Nobody would ever see that as a deadlock, so it must time out.
         self._common: tuple[str | Path, ...] = (

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Timer
 from typing import Protocol
 
 from backupd.errors import BackupdError, PostgresError
@@ -137,8 +137,13 @@ class Program:
             pass
 
     def kill(self) -> None:
-        """Ask it to end: PostgreSQL's programs cancel what they have running on the server, and go."""
+        """Ask it to end: PostgreSQL's programs cancel what they have running on the server, and go. A server that
+        answers nothing would keep them, so they are not asked for long."""
         self._signal(signal.SIGTERM)
+        if self._process.poll() is None:
+            insist = Timer(_GRACE, self._signal, [signal.SIGKILL])
+            insist.daemon = True
+            insist.start()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:

@@ -6,8 +6,9 @@ A password never stands on a command line: programs get it in their environment.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psycopg
 from psycopg import conninfo
@@ -96,7 +97,7 @@ class Dsn:
 
     def program_argument(self) -> str:
         """For `--dbname=`. Session settings go by the environment, where ours can join them."""
-        given = {k: v for k, v in self._parameters.items() if k not in _SECRET and k != "options"}
+        given = {k: v for k, v in self._parameters.items() if k not in (*_SECRET, "options", "application_name")}
         return conninfo.make_conninfo(**{**_PATIENCE, **given})
 
     def program_environment(self, **settings: str) -> dict[str, str]:
@@ -116,6 +117,53 @@ class Dsn:
         return env
 
 
+_SANE = {
+    "statement_timeout": "0",
+    "transaction_timeout": "0",  # 17 and later
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",  # 14 and later
+    "row_security": "off",
+    "default_transaction_read_only": "off",
+    "DateStyle": "ISO",
+    "TimeZone": "UTC",
+    # If this host vanishes, the server must notice soon, and let our locks go.
+    "tcp_keepalives_idle": "60",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "6",
+    "client_connection_check_interval": "10s",  # 14 and later
+}
+
+
+def _secure(connection: psycopg.Connection, settings: Mapping[str, str]) -> None:
+    """Nothing that the database's owner made may stand in for what we call: ALTER DATABASE … SET search_path could
+    put functions and operators of theirs before the system's. So that goes first, fully qualified; then the
+    settings that this server knows."""
+    connection.execute("select pg_catalog.set_config('search_path', '', false)")
+    connection.execute(
+        "select set_config(name, value, false) from unnest(%s::text[], %s::text[]) as wanted (name, value)"
+        " join pg_settings using (name)",
+        [list(settings), list(settings.values())],
+    )
+    row = connection.execute("select current_setting('search_path'), current_setting('row_security')").fetchone()
+    if row not in (("", "off"), ('""', "off")):
+        raise PostgresError("the session's settings could not be made safe", detail=str(row))
+
+
+class Interruptible:
+    """A session whose query another thread may end."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self._connection = connection
+
+    def kill(self) -> None:
+        """Cancel what runs; if the server does not even answer that, cut the connection."""
+        try:
+            self._connection.cancel_safe(timeout=5)
+        except psycopg.Error:
+            with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self._connection.fileno())) as peer:
+                peer.shutdown(socket.SHUT_RDWR)
+
+
 def connect(dsn: Dsn, *, settings: Mapping[str, str] | None = None, autocommit: bool = True) -> psycopg.Connection:
     """A session that waits for nothing forever and is not ended for idling. Raises PostgresError."""
     try:
@@ -127,17 +175,7 @@ def connect(dsn: Dsn, *, settings: Mapping[str, str] | None = None, autocommit: 
             hint=_connection_hint(str(error)),
         ) from error
     with explained("cannot set up a session"):
-        sane = {
-            "statement_timeout": "0",
-            "idle_in_transaction_session_timeout": "0",
-            "row_security": "off",
-            "search_path": "",
-            "default_transaction_read_only": "off",
-            "DateStyle": "ISO",
-            "TimeZone": "UTC",
-        } | dict(settings or {})
-        query = ", ".join("set_config(%s, %s, false)" for _ in sane)
-        connection.execute(f"select {query}", [part for pair in sane.items() for part in pair])
+        _secure(connection, _SANE | dict(settings or {}))
         connection.autocommit = autocommit
     return connection
 

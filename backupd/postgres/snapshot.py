@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from threading import Event, Thread
 
 import psycopg
 
@@ -19,7 +20,7 @@ from backupd.errors import BusyError, PostgresError
 from backupd.postgres import inventory
 from backupd.postgres.inventory import SourceTable
 from backupd.postgres.process import Running
-from backupd.postgres.session import Dsn, connect, describe, explained
+from backupd.postgres.session import Dsn, Interruptible, connect, describe, explained
 
 _LOCKS_PER_STATEMENT = 500
 _COUNTS_PER_SAVEPOINT = 100  # a count locks a table's indexes until its transaction or savepoint ends
@@ -62,8 +63,9 @@ def take(dsn: Dsn, *, lock_timeout: timedelta, holder: str) -> Iterator[Source]:
     """
     # Counting in one process: the dumps have the machine's other cores to use, and the source has other work.
     with closing(connect(dsn, settings={"max_parallel_workers_per_gather": "0"})) as connection:
-        _claim(connection, holder)
-        version, version_num, standby = _identify(connection)
+        with explained("the server could not be asked for what a backup needs to know"):
+            _claim(connection, holder)
+            version, version_num, standby = _identify(connection)
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         snapshot, taken_at, tables = _lock_and_export(connection, standby, lock_timeout)
@@ -111,7 +113,7 @@ def _claim(connection: psycopg.Connection, holder: str) -> None:
         raise BusyError(
             f"another backup of {connection.info.dbname} is running",
             detail=f"A session on {connection.info.host or 'the local socket'} holds backupd's advisory lock.",
-            hint="Wait for it, or find it: select * from pg_stat_activity where application_name = 'backupd'",
+            hint="Wait for it, or find it: select * from pg_stat_activity where application_name like 'backupd%'",
         )
 
 
@@ -178,17 +180,6 @@ def _export(connection: psycopg.Connection) -> tuple[str, datetime]:
     return str(row[0]), row[1].astimezone(UTC)
 
 
-class _Query:
-    """A session whose query another thread may cancel."""
-
-    def __init__(self, connection: psycopg.Connection) -> None:
-        self._connection = connection
-
-    def kill(self) -> None:
-        with suppress(psycopg.Error):  # it has ended, or the server is gone: either way nothing runs on
-            self._connection.cancel_safe(timeout=5)
-
-
 def count(source: Source, tables: Sequence[SourceTable], running: Running) -> dict[int, int]:
     """The rows of each table by oid, exactly as the snapshot sees them.
 
@@ -197,13 +188,69 @@ def count(source: Source, tables: Sequence[SourceTable], running: Running) -> di
     count locks indexes too.
     """
     counted: dict[int, int] = {}
-    query = _Query(source.connection)
+    query = Interruptible(source.connection)
     running.add(query)
     try:
         for start in range(0, len(tables), _COUNTS_PER_SAVEPOINT):
+            if running.stopped:  # a cancel that came between two queries was lost
+                raise PostgresError("counting the rows was stopped")
             batch = tables[start : start + _COUNTS_PER_SAVEPOINT]
             with explained("the rows could not be counted"), source.connection.transaction(force_rollback=True):
                 counted |= inventory.count_rows(source.connection, batch)
     finally:
         running.remove(query)
     return counted
+
+
+class Watch:
+    """Looks out for a deadlock that nobody else can see, until closed.
+
+    A program of ours can wait for a lock that a migration holds (on a sequence, say, which pg_dump's own time-out
+    does not cover), while the migration waits for a table that our session holds: PostgreSQL knows nothing of the
+    way we wait for the program. So nothing of ours may wait for a lock longer than the time-out.
+    """
+
+    def __init__(self, source: Source, application: str, timeout: timedelta, running: Running) -> None:
+        self.error: PostgresError | None = None
+        self._source = source
+        self._application = application
+        self._timeout = timeout
+        self._running = running
+        self._done = Event()
+        self._thread = Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        interval = min(2.0, self._timeout.total_seconds() / 2)
+        try:
+            with closing(connect(self._source.dsn)) as connection:
+                while not self._done.wait(interval):
+                    self._look(connection)
+        except (PostgresError, psycopg.Error):
+            return  # the server is gone, which every other part of the backup notices
+
+    def _look(self, connection: psycopg.Connection) -> None:
+        row = connection.execute(
+            """
+            select a.query, string_agg(format('session %%s (%%s, %%s)', b.pid, b.usename, b.application_name), ', ')
+            from pg_stat_activity a, pg_stat_activity b
+            where a.application_name = %s and a.wait_event_type = 'Lock' and b.pid = any(pg_blocking_pids(a.pid))
+              and clock_timestamp() - a.query_start > %s
+            group by a.pid, a.query
+            """,
+            [self._application, self._timeout],
+        ).fetchone()
+        if row is not None and self.error is None:
+            self.error = PostgresError(
+                f"a dump waited longer than {self._timeout.total_seconds():g} s for a lock",
+                detail=f"{row[0][:200]}\nwaits for {row[1]}",
+                hint="That session may itself be waiting for the backup. Try again later, or raise lock_wait_timeout.",
+            )
+            self._running.stop()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ from backupd.errors import BackupdError, PostgresError
 from backupd.manifest import DatabaseProperties, Setting
 from backupd.postgres import workers
 from backupd.postgres.process import Running
-from backupd.postgres.session import Dsn, connect, describe, explained
+from backupd.postgres.session import Dsn, Interruptible, connect, describe, explained
 
 _MAINTENANCE = ("postgres", "template1")
 _NAME_BYTES = 63
@@ -96,6 +96,12 @@ def free_name(base: str, suffix: str) -> str:
     """`base` + `suffix`, with the base shortened so that PostgreSQL does not cut the suffix off."""
     room = _NAME_BYTES - len(suffix.encode())
     return base.encode()[:room].decode("utf-8", "ignore") + suffix
+
+
+def encoding(dsn: Dsn) -> str:
+    """A database's encoding: UTF8."""
+    with closing(connect(dsn)) as connection:
+        return connection.info.parameter_status("server_encoding") or ""
 
 
 def contents(dsn: Dsn) -> list[str]:
@@ -264,10 +270,22 @@ def _grant_statements(database: sql.Identifier, wanted: DatabaseProperties) -> I
         )
 
 
-def count_rows(dsn: Dsn, tables: Sequence[tuple[str, str]]) -> list[int]:
+@contextmanager
+def _interruptible(dsn: Dsn, running: Running) -> Iterator[psycopg.Connection]:
+    """A session whose query ends when everything in `running` is ended."""
+    with closing(connect(dsn)) as connection:
+        query = Interruptible(connection)
+        running.add(query)
+        try:
+            yield connection
+        finally:
+            running.remove(query)
+
+
+def count_rows(dsn: Dsn, tables: Sequence[tuple[str, str]], running: Running) -> list[int]:
     """count(*) of each (schema, table), in their order."""
     counted: list[int] = []
-    with closing(connect(dsn)) as connection, explained("the restored rows could not be counted"):
+    with _interruptible(dsn, running) as connection, explained("the restored rows could not be counted"):
         for start in range(0, len(tables), _COUNTS_PER_QUERY):
             query = sql.SQL(" union all ").join(
                 sql.SQL("select {}, count(*) from only {}").format(sql.Literal(i), sql.Identifier(*table))
@@ -298,7 +316,7 @@ def analyze(dsn: Dsn, jobs: int, running: Running) -> list[str]:
 
 def _analyze(dsn: Dsn, tables: Sequence[str], running: Running) -> list[str]:
     refused = []
-    with closing(connect(dsn)) as connection, explained("the connection was lost during ANALYZE"):
+    with _interruptible(dsn, running) as connection, explained("the connection was lost during ANALYZE"):
         for table in tables:
             if running.stopped:
                 break

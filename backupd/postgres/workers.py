@@ -42,9 +42,9 @@ def run(
         ThreadPoolExecutor(max(1, min(jobs, len(tasks))), thread_name_prefix="stream") as pool,
         ThreadPoolExecutor(1, thread_name_prefix="beside") as other,
     ):
-        side = [other.submit(guarded, beside)] if beside else []
-        futures = [pool.submit(guarded, task) for task in tasks]
         try:
+            side = [other.submit(guarded, beside)] if beside else []
+            futures = [pool.submit(guarded, task) for task in tasks]
             every: list[Future[Any]] = [*futures, *side]
             wait(every, return_when=FIRST_EXCEPTION)
         except BaseException:  # an interrupt in the waiting thread

@@ -224,7 +224,7 @@ from pathlib import Path
 from backupd.postgres import lifetime, server
 from backupd.postgres.tools import choose_server, find_installations
 if sys.argv[2] == "orphan":
-    server.dies_with = lambda parent: None  # as on a system that cannot tie a child to its parent
+    server.tied = lambda number, command: [*command]  # as on a system that cannot tie a child to its parent
 made = server.ThrowawayServer(choose_server(find_installations(), int(sys.argv[3])), Path(sys.argv[1]))
 made.start()
 print(made.pid, made.data_dir, flush=True)
