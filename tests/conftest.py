@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import suppress
 
 import boto3
 import pytest
@@ -37,6 +38,7 @@ def s3_bucket(s3_server: SeaweedServer) -> str:
         aws_access_key_id=s3_server.access_key,
         aws_secret_access_key=s3_server.secret_key,
     )
-    client.create_bucket(Bucket=name)
+    with suppress(client.exceptions.BucketAlreadyOwnedByYou):  # a request that was retried
+        client.create_bucket(Bucket=name)
     client.close()
     return name

@@ -34,7 +34,7 @@ def sessions(dsn: str) -> list[tuple[object, ...]]:
     return fetch(
         dsn,
         "select wait_event_type, query from pg_stat_activity"
-        " where application_name = 'backupd' and datname = current_database()",
+        " where application_name like 'backupd%' and datname = current_database()",
     )
 
 
@@ -196,7 +196,9 @@ def held_up(site: Site, dsn: str) -> Iterator[tuple[subprocess.Popen[str], psyco
     ):
         holder.execute("lock table pg_largeobject in access exclusive mode")
         wait_until_waiting(dsn, "lo_open|loread", backup)
-        assert len(sessions(dsn)) == 2, sessions(dsn)  # that program, and ours with the locks and the snapshot
+        assert len(sessions(dsn)) == 3, sessions(
+            dsn
+        )  # that program, ours with the locks and the snapshot, and the watch
         yield backup, holder
 
 
@@ -281,7 +283,8 @@ def test_a_table_created_meanwhile_is_locked_too(shop: Site, shop_dsn: str, othe
     """The snapshot sees it, so from then on nobody may truncate it either."""
     locked = (
         "select c.relname from pg_locks l join pg_class c on c.oid = l.relation join pg_stat_activity a using (pid)"
-        " where a.application_name = 'backupd' and a.state = 'idle in transaction' and a.datname = current_database()"
+        " where a.application_name like 'backupd%' and a.state = 'idle in transaction'"
+        " and a.datname = current_database()"
         " and l.mode = 'AccessShareLock' and c.relkind = 'r' and c.relnamespace <> 'pg_catalog'::regnamespace"
     )
     other.execute("lock table first in access exclusive mode")
@@ -362,7 +365,7 @@ def test_interrupted_while_waiting(
 def test_the_session_with_the_snapshot_is_lost(shop: Site, shop_dsn: str, other: psycopg.Connection) -> None:
     """Its locks and its snapshot are gone with it: whatever was dumped may not be of one moment."""
     end = (
-        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'backupd'"
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'backupd%'"
         " and datname = current_database() and state = 'idle in transaction' and backend_xmin is not null"
     )
     with held_up(shop, shop_dsn) as (backup, holder):

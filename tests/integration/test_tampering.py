@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -190,7 +190,8 @@ def remote(
         aws_access_key_id=s3_server.access_key,
         aws_secret_access_key=s3_server.secret_key,
     )
-    client.create_bucket(Bucket=bucket)
+    with suppress(client.exceptions.BucketAlreadyOwnedByYou):  # a request that was retried
+        client.create_bucket(Bucket=bucket)
     client.close()
     with world(s3_site(tmp_path_factory.mktemp("tampered") / "site", s3_server, bucket, sources), pg15) as made:
         yield made
