@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from contextlib import suppress
-
-import boto3
 import pytest
 from hypothesis import settings
 
@@ -18,8 +13,6 @@ __all__ = ["any_pg", "new_database", "pg15", "pg17", "pg18", "s3_server"]
 settings.register_profile("backupd", derandomize=True, deadline=None)
 settings.load_profile("backupd")
 
-_numbers = itertools.count(1)
-
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name a case by its long texts' argument, not by the texts: they may be made of random keys, and the processes
@@ -30,15 +23,4 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 @pytest.fixture
 def s3_bucket(s3_server: SeaweedServer) -> str:
     """A new bucket on the session's S3 server."""
-    name = f"test-{os.getpid()}-{next(_numbers)}"
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3_server.endpoint,
-        region_name=s3_server.region,
-        aws_access_key_id=s3_server.access_key,
-        aws_secret_access_key=s3_server.secret_key,
-    )
-    with suppress(client.exceptions.BucketAlreadyOwnedByYou):  # a request that was retried
-        client.create_bucket(Bucket=name)
-    client.close()
-    return name
+    return s3_server.new_bucket()

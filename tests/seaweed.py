@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -14,11 +15,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import boto3
 import pytest
 
 from backupd.storage.s3 import S3Settings
@@ -30,6 +32,7 @@ _DIE_WITH_PARENT = (
 )
 _PORTS = ("master.port", "volume.port", "filer.port", "s3.port")
 _START_SECONDS = 30.0
+_numbers = itertools.count(1)
 
 
 class SeaweedServer:
@@ -77,6 +80,20 @@ class SeaweedServer:
             "secret_access_key": self.secret_key,
         }
         return S3Settings(**(values | changes))
+
+    def new_bucket(self) -> str:
+        """Make an empty bucket; never the same one twice."""
+        name = f"test-{os.getpid()}-{next(_numbers)}"
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=self.region,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+        )
+        with closing(client), suppress(client.exceptions.BucketAlreadyOwnedByYou):  # by a request that was retried
+            client.create_bucket(Bucket=name)
+        return name
 
     @property
     def port(self) -> int:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
-import boto3
 import psycopg
 import pytest
 
@@ -34,7 +33,6 @@ from tests.watch import committed, eventually, left_behind, programs_on, session
 
 MOMENTS = 10
 DATABASE = "killed"
-BUCKET = f"killed-{os.getpid()}"
 # Megabytes of random bytes; pg_dump writes twice as much. Large ones have streams of their own, the first one
 # of several parts.
 TABLES = {"first": 10, "second": 5, "third": 4, "small": 1}
@@ -179,27 +177,17 @@ class At:
                 self.trouble.append(error)
 
 
-def _make_bucket(s3: SeaweedServer) -> None:
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3.endpoint,
-        region_name=s3.region,
-        aws_access_key_id=s3.access_key,
-        aws_secret_access_key=s3.secret_key,
-    )
-    client.create_bucket(Bucket=BUCKET)
-    client.close()
-
-
 @contextmanager
-def _place(s3: SeaweedServer, server: ThrowawayServer, folder: Path, name: str = "prod") -> Iterator[Place]:
-    """In a repository called `name`, in the one bucket of this test."""
-    site = s3_site(folder, s3, BUCKET, {DATABASE: server.dsn(DATABASE)})
-    site.edit(lambda text: text.replace(f"s3://{BUCKET}/prod", f"s3://{BUCKET}/{name}"))
+def _place(
+    s3: SeaweedServer, bucket: str, server: ThrowawayServer, folder: Path, name: str = "prod"
+) -> Iterator[Place]:
+    """In a repository called `name`, in that bucket."""
+    site = s3_site(folder, s3, bucket, {DATABASE: server.dsn(DATABASE)})
+    site.edit(lambda text: text.replace(f"s3://{bucket}/prod", f"s3://{bucket}/{name}"))
     site.set("large_table_size", '"4MiB"', table="defaults")
     with FaultyProxy(("127.0.0.1", s3.port)) as proxy:
         site.edit(lambda text: text.replace(s3.endpoint, proxy.endpoint))
-        storage = S3Storage(BUCKET, name, s3.settings())
+        storage = S3Storage(bucket, name, s3.settings())
         try:
             yield Place(site, proxy, storage, server)
         finally:
@@ -210,8 +198,7 @@ def _place(s3: SeaweedServer, server: ThrowawayServer, folder: Path, name: str =
 def place(
     s3_server: SeaweedServer, server: ThrowawayServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Place]:
-    _make_bucket(s3_server)
-    with _place(s3_server, server, tmp_path_factory.mktemp("place")) as made:
+    with _place(s3_server, s3_server.new_bucket(), server, tmp_path_factory.mktemp("place")) as made:
         yield made
 
 
@@ -424,15 +411,15 @@ def test_dead_storage(s3_server: SeaweedServer, requests: int, server: Throwaway
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="killed-")))
         mortal = stack.enter_context(SeaweedServer(folder))
-        _make_bucket(mortal)
-        dead = stack.enter_context(_place(mortal, server, tmp_path / "mortal"))
+        dead = stack.enter_context(_place(mortal, mortal.new_bucket(), server, tmp_path / "mortal"))
         dead.site.run("backup")
         death = At(requests // 2, mortal.kill)
         killed = stack.enter_context(dead.start(death))
         runs = []
+        bucket = s3_server.new_bucket()
         for index, moment in enumerate(spread(range(requests))):
             name = f"outage-{index}"
-            where = stack.enter_context(_place(s3_server, server, tmp_path / name, name))
+            where = stack.enter_context(_place(s3_server, bucket, server, tmp_path / name, name))
             outage = Outage(moment)
             runs.append(stack.enter_context(where.start(outage)))
             assert outage.began.wait(RUN_SECONDS), runs[-1].process.poll()

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -59,7 +59,8 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def client(s3_server: SeaweedServer) -> Iterator[S3Client]:
     """A way past the proxy."""
     with closing(S3Storage(BUCKET, "", s3_server.settings())) as storage:
-        storage._connection.client.create_bucket(Bucket=BUCKET)
+        with suppress(storage._connection.client.exceptions.BucketAlreadyOwnedByYou):  # this fixture, made again
+            storage._connection.client.create_bucket(Bucket=BUCKET)
         yield storage._connection.client
 
 

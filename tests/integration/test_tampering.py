@@ -9,12 +9,11 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import boto3
 import psycopg
 import pytest
 import zstandard
@@ -182,17 +181,7 @@ def remote(
     s3_server: SeaweedServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[World]:
-    bucket = f"tampered-{os.getpid()}"
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3_server.endpoint,
-        region_name=s3_server.region,
-        aws_access_key_id=s3_server.access_key,
-        aws_secret_access_key=s3_server.secret_key,
-    )
-    with suppress(client.exceptions.BucketAlreadyOwnedByYou):  # a request that was retried
-        client.create_bucket(Bucket=bucket)
-    client.close()
+    bucket = s3_server.new_bucket()  # one of its own each time: this fixture may be made more than once
     with world(s3_site(tmp_path_factory.mktemp("tampered") / "site", s3_server, bucket, sources), pg15) as made:
         yield made
 
