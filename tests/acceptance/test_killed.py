@@ -22,6 +22,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from backupd.errors import StorageError
 from backupd.postgres.server import FAST, ThrowawayServer
 from backupd.postgres.tools import choose_server, find_installations
 from backupd.storage.s3 import S3Storage
@@ -97,6 +98,14 @@ class Place:
         finally:
             process.kill()
             process.communicate()
+
+    def serves(self) -> bool:
+        """Whether the store hands out what it has: after a start its gateway answers before its volumes are known."""
+        try:
+            self.storage.read("backupd.json")
+        except StorageError:
+            return False
+        return True
 
     def backup_and_restore(self) -> None:
         """The next backup works, is listed with those before it alone, and restores."""
@@ -433,6 +442,7 @@ def test_dead_storage(s3_server: SeaweedServer, requests: int, server: Throwaway
         assert "could not be removed" in killed.errors
         assert not death.trouble
         mortal.restart()
+        assert eventually(dead.serves, 60)
         assert killed.made == set()
         killed.leaves_nothing_running()
         dead.backup_and_restore()

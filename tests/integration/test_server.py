@@ -347,6 +347,7 @@ def test_an_ordinary_user_runs_it_as_himself(folder: Path, installation: Install
     folder.mkdir()
     user = pwd.getpwnam("nobody")
     os.chown(folder, user.pw_uid, user.pw_gid)
+    programs = account.reachable(installation, account.Account(user.pw_name, user.pw_uid, user.pw_gid))
     child = os.fork()  # not a new Python: nobody may be unable to reach it, and all that is needed is loaded here
     if child == 0:
         status = 1
@@ -354,7 +355,7 @@ def test_an_ordinary_user_runs_it_as_himself(folder: Path, installation: Install
             os.setgroups([])
             os.setgid(user.pw_gid)
             os.setuid(user.pw_uid)
-            with ThrowawayServer(installation, folder / "server", port=port, settings=FAST) as server:
+            with ThrowawayServer(programs, folder / "server", port=port, settings=FAST) as server:
                 assert ask(server, "SELECT 1") == 1
                 assert server.data_dir.is_relative_to(folder)
                 server.kill()
