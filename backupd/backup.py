@@ -24,7 +24,8 @@ from backupd.postgres.snapshot import Source
 from backupd.postgres.tools import Installation, choose_client, find_installations
 from backupd.progress import Progress
 
-_MOST_OWN_STREAMS = 256  # each costs a pg_dump, which reads the whole catalog
+_MOST_OWN_STREAMS = 256  # beside the one of small tables; each costs a pg_dump, which reads the whole catalog
+_MIDDLING = 8 << 20  # bytes from which a table is kept apart from the many small ones, to be restored without them
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Job:
     jobs: int = 2
     level: int = 1  # zstd
     lock_timeout: timedelta = timedelta(seconds=30)
-    large_table: int = 64 << 20  # bytes from which a table has a stream of its own
+    large_table: int = 64 << 20  # bytes from which a table has a stream of its own; middling ones fill half of it
     bin_dirs: Sequence[Path] = ()
 
 
@@ -110,12 +111,11 @@ def _dump(
 
 
 def plan_parts(job: Job, source: Source, client: Installation, application: str) -> list[Part]:
-    """Globals, the schema, one data stream for all small tables, and one for each large table, largest first."""
+    """Globals, the schema, one data stream for all small tables, one for each large table, and some that a few
+    middling ones share; the largest first."""
     dumping = [table for table in source.tables if table.has_rows]
-    large_enough = [t for t in dumping if t.bytes >= job.large_table and _can_be_named(t, source)]
-    by_size = sorted(large_enough, key=lambda t: t.bytes, reverse=True)
-    large = by_size[:_MOST_OWN_STREAMS]
-    own = {table.oid for table in large}
+    apart = grouped([t for t in dumping if _can_be_named(t, source)], sum(t.bytes for t in dumping), job.large_table)
+    own = {table.oid for group in apart for table in group}
     small = [table for table in dumping if table.oid not in own]
     tool = dump.Dumper(client, source, job.lock_timeout, application)
     # No two programs that lock every table run at once: with ours that would be three locks a table, and a server
@@ -128,14 +128,34 @@ def plan_parts(job: Job, source: Source, client: Installation, application: str)
             "data-0000",
             "data",
             f"{len(small)} tables" if small else "sequences and large objects",
-            tool.all_but(large, alone=all_tables),
+            tool.all_but([t for group in apart for t in group], alone=all_tables),
             tuple(t.sql for t in small),
             sum(t.bytes for t in small),
         ),
     ]
-    for number, table in enumerate(large, 1):
-        parts.append(Part(f"data-{number:04}", "data", table.sql, tool.only(table), (table.sql,), table.bytes))
+    for number, group in enumerate(apart, 1):
+        names, size = tuple(t.sql for t in group), sum(t.bytes for t in group)
+        label = names[0] if len(names) == 1 else f"{len(names)} tables"
+        parts.append(Part(f"data-{number:04}", "data", label, tool.only(group), names, size))
     return parts
+
+
+def grouped(tables: Sequence[SourceTable], total: int, large: int) -> list[list[SourceTable]]:
+    """Which tables are dumped apart from the others, and which of them together. Who restores one table reads the
+    stream that it lies in: so that is its own, or small, unless all rows of the database (`total` bytes) are few."""
+    by_size = sorted(tables, key=lambda t: t.bytes, reverse=True)
+    groups = [[table] for table in by_size if table.bytes >= large]
+    room = [0] * len(groups)
+    for table in by_size if total > large else ():
+        if _MIDDLING <= table.bytes < large:
+            place = next((i for i, left in enumerate(room) if left >= table.bytes), None)
+            if place is None:
+                place = len(groups)
+                groups.append([])
+                room.append(large // 2)
+            groups[place].append(table)
+            room[place] -= table.bytes
+    return groups[:_MOST_OWN_STREAMS]
 
 
 def _can_be_named(table: SourceTable, source: Source) -> bool:
@@ -209,6 +229,7 @@ def describe(
             extensions=inventory.extensions(session),
             roles=inventory.roles(session),
             policy_roles=inventory.policy_roles(session),
+            large_object_owners=inventory.large_object_owners(session),
             tablespaces=inventory.tablespaces(session),
             database_bytes=row[0],
             streams=tuple(sorted(streams, key=lambda stream: stream.key)),

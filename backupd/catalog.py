@@ -179,6 +179,10 @@ class Catalog:
 
     def manifest(self, ref: BackupRef) -> Manifest:
         """The checked manifest. Raises IntegrityError (exit 7) for anything that is not exactly right."""
+        return self.signed_manifest(ref)[0]
+
+    def signed_manifest(self, ref: BackupRef) -> tuple[Manifest, bytes]:
+        """The checked manifest, and its bytes as they were signed."""
         where = manifest_key(ref.database, ref.id)
         try:
             data = self._small(where, _MANIFEST_LIMIT)
@@ -197,7 +201,7 @@ class Catalog:
         minisign.verify(signature.decode("utf-8", "replace"), data, self._trusted, what=where)
         found = manifests.decode(data, where)
         self._in_its_place(found, ref, where)
-        return found
+        return found, data
 
     def _small(self, key: str, limit: int) -> bytes:
         """An object that is never large; one that is was not written by backupd, and is no reason to read it all."""

@@ -48,6 +48,9 @@ def app(context: click.Context, config: str | None, log_format: str, verbose: bo
 databases_argument = click.argument("databases", metavar="[DATABASE]...", nargs=-1)
 database_argument = click.argument("database", metavar="DATABASE")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+at_option = click.option(
+    "--at", required=True, metavar="TIME", help="ISO 8601, 'latest', an age (90m, 2h, 3d), or a backup's ID. Required."
+)
 jobs_option = click.option("--jobs", type=click.IntRange(1, 64), metavar="N", help="Parallel streams.")
 
 
@@ -110,14 +113,22 @@ def show(given: Globals, database: str, which: str, as_json: bool) -> None:
 
 @app.command()
 @database_argument
-@click.option(
-    "--at", required=True, metavar="TIME", help="ISO 8601, 'latest', an age (90m, 2h, 3d), or a backup's ID. Required."
-)
+@at_option
 @click.option("--into", metavar="NAME", help="Name of the database to create.")
 @click.option("--target", metavar="DSN", help="Another server, or a database there: empty, or to be created.")
+@click.option("--replace", is_flag=True, help="When all is restored, swap names with the original, which is kept.")
+@click.option("--table", "tables", metavar="PATTERN", multiple=True, help="Only these tables, and theirs; repeatable.")
+@click.option("--schema", "schemas", metavar="PATTERN", multiple=True, help="Only these schemas; repeatable.")
+@click.option("--with-references", is_flag=True, help="With --table: also the tables that foreign keys refer to.")
+@click.option("--data-only", is_flag=True, help="Only rows, into tables that exist and are empty; all or nothing.")
 @jobs_option
 @click.option("--max-gap", metavar="DURATION", help="Refuse a backup that is older than TIME by more than this.")
 @click.option("--no-owner", is_flag=True, help="Leave owners and grants out: all belongs to the restoring user.")
+@click.option("--create-roles", is_flag=True, help="Create the roles that the target lacks; others are not touched.")
+@click.option("--role-map", metavar="OLD=NEW", multiple=True, help="Give to NEW what was OLD's; repeatable.")
+@click.option("--exclude-extension", metavar="NAME", multiple=True, help="Leave an extension out; repeatable.")
+@click.option("--skip-privileged", is_flag=True, help="Leave out what only a superuser can restore.")
+@click.option("--resume", is_flag=True, help="Go on with an unfinished restore; keep what is loaded if this one fails.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
@@ -126,11 +137,28 @@ def restore(given: Globals, /, database: str, **options: object) -> None:
     """Restore the newest backup at or before TIME, never a later one.
 
     It goes into a new database beside the original, unless --into or --target says otherwise. Nothing that exists is
-    overwritten.
+    overwritten; --replace swaps names at the end, and keeps the original under another one.
     """
     from backupd import commands
 
     commands.restore(given.style, given.config, database, commands.RestoreOptions(**options))  # type: ignore[arg-type]
+
+
+@app.command()
+@database_argument
+@click.argument("directory", metavar="DIRECTORY")
+@at_option
+@click.option("--plain", is_flag=True, help="One SQL file for psql instead of archives for pg_restore.")
+@jobs_option
+@json_option
+@click.pass_obj
+def export(given: Globals, /, database: str, **options: object) -> None:
+    """Write the newest backup at or before TIME to a new folder: decrypted files for pg_restore, and RESTORE.md with
+    the commands that restore them.
+    """
+    from backupd import commands
+
+    commands.export(given.style, given.config, database, commands.ExportOptions(**options))  # type: ignore[arg-type]
 
 
 @app.command()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,8 @@ from backupd.postgres.session import Dsn
 from backupd.storage.connect import connect
 
 if TYPE_CHECKING:
-    from backupd.restore import Request
+    from backupd.contents import Choice
+    from backupd.restore_plan import Request
 
 
 def _load(path: str | None) -> Config:
@@ -170,6 +172,13 @@ def _chosen(config: Config, catalog: Catalog, database: str, which: str) -> Back
         raise
 
 
+def _asked(at: str, now: datetime) -> tuple[datetime | None, str | None]:
+    """What `--at` says: a time (None: the newest backup), or the ID of one backup."""
+    if id_second(at) is not None:
+        return None, at
+    return None if at == "latest" else times.parse_moment(at, reference=now), None
+
+
 # ---- restore
 
 
@@ -178,25 +187,42 @@ class RestoreOptions:
     """The options of `restore` as typed."""
 
     at: str
-    into: str | None
-    target: str | None
-    jobs: int | None
-    max_gap: str | None
-    no_owner: bool
-    dry_run: bool
-    yes: bool
-    as_json: bool
+    into: str | None = None
+    target: str | None = None
+    replace: bool = False
+    tables: tuple[str, ...] = ()
+    schemas: tuple[str, ...] = ()
+    with_references: bool = False
+    data_only: bool = False
+    jobs: int | None = None
+    max_gap: str | None = None
+    no_owner: bool = False
+    create_roles: bool = False
+    role_map: tuple[str, ...] = ()
+    exclude_extension: tuple[str, ...] = ()
+    skip_privileged: bool = False
+    resume: bool = False
+    dry_run: bool = False
+    yes: bool = False
+    as_json: bool = False
 
 
 def restore(style: Style, path: str | None, database: str, options: RestoreOptions) -> None:
+    from backupd import reload_command, restore_plan
     from backupd import restore as restores
 
     config = _load(path)
     request = _request(config, database, options)
+    if options.data_only:
+        reload_command.check(request)
     identities = config.load_identities()  # before anything is planned: without them there is nothing to plan
     with _catalog(config) as catalog:
         try:
-            plan = restores.plan(request, catalog, identities)
+            if options.data_only:
+                told = {"dry_run": options.dry_run, "yes": options.yes, "as_json": options.as_json}
+                reload_command.restore(style, request, catalog, identities, **told)
+                return
+            plan = restore_plan.plan(request, catalog, identities)
         except NoBackupError:
             if database not in config.databases:
                 config.database(database)
@@ -218,17 +244,46 @@ def restore(style: Style, path: str | None, database: str, options: RestoreOptio
             for warning in done.warnings:
                 progress.warn(warning)
     if options.as_json:
-        document = views.plan_document(plan) | {"dry_run": False, "seconds": round(done.seconds, 3)}
+        document = views.restored_document(done)
         console.emit_json(document | {"warnings": [*plan.warnings, *done.warnings]})
     else:
         console.emit(views.restored(done))
 
 
-def _request(config: Config, database: str, options: RestoreOptions) -> Request:
-    from backupd.restore import Request
+def _choice(options: RestoreOptions) -> Choice:
+    from backupd.contents import Choice
 
+    role_map: dict[str, str] = {}
+    for text in options.role_map:
+        old, equals, new = text.partition("=")
+        if not equals or not old or not new or role_map.get(old, new) != new:
+            raise ConfigError("--role-map takes OLD=NEW, each old name once", hint="--role-map app_owner=admin")
+        role_map[old] = new
+    if options.with_references and not options.tables:
+        raise ConfigError("--with-references goes with --table", hint="Name the tables: --table orders")
+    return Choice(
+        tables=options.tables,
+        schemas=options.schemas,
+        with_references=options.with_references,
+        owners=not options.no_owner,
+        role_map=role_map,
+        without_extensions=options.exclude_extension,
+        skip_privileged=options.skip_privileged,
+    )
+
+
+def _request(config: Config, database: str, options: RestoreOptions) -> Request:
+    from backupd.restore_plan import Request
+
+    if options.replace and options.into is not None:
+        raise ConfigError("--replace and --into exclude each other", hint="--replace gives the original's name.")
+    if options.replace and (options.tables or options.schemas) and not options.data_only:
+        raise ConfigError(
+            "--replace takes a whole database",
+            hint="Restore the parts beside the original, and copy what is missing: docs/recipes.md shows how.",
+        )
     now = times.now()
-    by_id = id_second(options.at) is not None
+    at, backup_id = _asked(options.at, now)
     if database in config.databases:
         known = config.databases[database]
         source, jobs = _dsn(known), known.jobs
@@ -242,14 +297,64 @@ def _request(config: Config, database: str, options: RestoreOptions) -> Request:
         raise ConfigError(f"cannot read the duration {options.max_gap!r} of --max-gap", hint="Use 90m, 2h or 3d.")
     return Request(
         database=database,
-        at=None if by_id or options.at == "latest" else times.parse_moment(options.at, reference=now),
+        at=at,
         now=now,
         source=source,
-        backup_id=options.at if by_id else None,
+        backup_id=backup_id,
         into=options.into,
         target=Dsn(options.target) if options.target else None,
         max_gap=max_gap,
-        owners=not options.no_owner,
+        replace=options.replace,
+        choice=_choice(options),
+        create_roles=options.create_roles,
+        resume=options.resume,
         jobs=options.jobs or jobs,
         bin_dirs=config.postgres.bin_dirs,
     )
+
+
+# ---- export
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """The arguments and options of `export` as typed."""
+
+    at: str
+    directory: str
+    plain: bool
+    jobs: int | None
+    as_json: bool
+
+
+def export(style: Style, path: str | None, database: str, options: ExportOptions) -> None:
+    from backupd import export as exports
+
+    config = _load(path)
+    now = times.now()
+    at, backup_id = _asked(options.at, now)
+    known = config.databases.get(database)
+    request = exports.Request(
+        database=database,
+        at=at,
+        now=now,
+        directory=Path(options.directory),
+        backup_id=backup_id,
+        plain=options.plain,
+        jobs=options.jobs or (known.jobs if known else 2),
+        bin_dirs=config.postgres.bin_dirs,
+    )
+    identities = config.load_identities()
+    with _catalog(config) as catalog:
+        try:
+            plan = exports.plan(request, catalog, identities)
+        except NoBackupError:
+            if known is None:
+                config.database(database)  # says which name may have been meant
+            raise
+        with console.progress(style, database=database, backup=plan.manifest.id) as progress:
+            done = exports.run(plan, catalog, identities, progress)
+    if options.as_json:
+        console.emit_json(views.export_document(done))
+    else:
+        console.emit(views.exported(done))

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -105,6 +106,46 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
     return "\n".join(lines)
 
 
+class Whole:
+    """How much of everything expected is done. What is left is judged by the rate so far."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._began = monotonic()
+        self._tables = self._tables_done = self._size = self._done = 0
+        self._of: dict[str, int] = {}
+
+    def expect(self, tables: int, size: int) -> None:
+        self._began, self._tables, self._size = monotonic(), tables, size
+
+    def begin(self, stream: str, tables: int) -> None:
+        self._of[stream] = tables
+
+    def advance(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+
+    def end(self, stream: str) -> str:
+        """The stream is done: the end of a line about it."""
+        with self._lock:
+            self._tables_done += self._of.pop(stream, 0)
+        return f"; {self.told()}" if self._size else ""
+
+    @property
+    def is_over(self) -> bool:
+        return self._done >= self._size
+
+    def told(self) -> str:
+        """`12 of 40 tables, 37 %, 4 min to go`."""
+        share = min(self._done / self._size, 1) if self._size else 1
+        text = f"{self._tables_done} of {self._tables} tables, {share:.0%}"
+        passed = monotonic() - self._began
+        if 0.01 < share < 1 and passed > 2:
+            left = passed / share - passed
+            text += f", {times.human_duration(timedelta(seconds=round(left)))} of loading to go"
+        return text
+
+
 class Lines:
     """Progress without a terminal: a line when a phase begins and when a stream is done."""
 
@@ -114,16 +155,22 @@ class Lines:
         self._lock = threading.Lock()
         self._open: dict[str, tuple[str, float]] = {}
         self._sizes: dict[str, int] = {}
+        self._whole = Whole()
 
     def phase(self, text: str) -> None:
         say(self._style, text, "info", self._fields)
 
-    def begin(self, stream: str, label: str, total: int | None) -> None:
+    def expect(self, tables: int, size: int) -> None:
+        self._whole.expect(tables, size)
+
+    def begin(self, stream: str, label: str, total: int | None, *, tables: int = 0) -> None:
         with self._lock:
             self._open[stream], self._sizes[stream] = (label, monotonic()), 0
+            self._whole.begin(stream, tables)
 
     def advance(self, stream: str, size: int) -> None:
         self._sizes[stream] += size  # only the stream's own thread counts
+        self._whole.advance(size)
 
     def end(self, stream: str) -> None:
         label, began = self._open[stream]
@@ -131,6 +178,7 @@ class Lines:
         text = f"  {stream} ({label}): {times.human_bytes(size)} in {seconds:.1f} s"
         if seconds >= 1:
             text += f", {times.human_bytes(size / seconds)}/s"
+        text += self._whole.end(stream)
         numbers = {"stream": stream, "raw_bytes": size, "seconds": round(seconds, 3)}
         say(self._style, text, "info", {**self._fields, **numbers})
 
@@ -147,18 +195,32 @@ class Terminal:
         self._tasks: dict[str, TaskID] = {}
         self._began: dict[str, float] = {}
         self._labels: dict[str, str] = {}
+        self._whole = Whole()
+        self._all: TaskID | None = None
 
     def phase(self, text: str) -> None:
+        if self._all is not None and self._whole.is_over:
+            self._bars.remove_task(self._all)
+            self._all = None
         self._line(f"[bold]{_escape(printable(text))}[/bold]")
 
-    def begin(self, stream: str, label: str, total: int | None) -> None:
+    def expect(self, tables: int, size: int) -> None:
+        self._whole.expect(tables, size)
         with self._lock:
+            self._all = self._bars.add_task("all", total=size)
+
+    def begin(self, stream: str, label: str, total: int | None, *, tables: int = 0) -> None:
+        with self._lock:
+            self._whole.begin(stream, tables)
             name = f"{stream} {_escape(printable(label)[:40])}"
             self._tasks[stream] = self._bars.add_task(name, total=total)
             self._began[stream], self._labels[stream] = monotonic(), label
 
     def advance(self, stream: str, size: int) -> None:
         self._bars.advance(self._tasks[stream], size)
+        self._whole.advance(size)
+        if self._all is not None:
+            self._bars.update(self._all, advance=size, description=self._whole.told())
 
     def end(self, stream: str) -> None:
         task = self._tasks[stream]
@@ -167,7 +229,8 @@ class Terminal:
         seconds = monotonic() - self._began[stream]
         rate = f", {times.human_bytes(size / seconds)}/s" if seconds >= 1 else ""
         label = _escape(printable(self._labels[stream]))
-        self._line(f"  [green]✓[/green] {stream} ({label}): {times.human_bytes(size)} in {seconds:.1f} s{rate}")
+        whole = self._whole.end(stream)
+        self._line(f"  [green]✓[/green] {stream} ({label}): {times.human_bytes(size)} in {seconds:.1f} s{rate}{whole}")
 
     def warn(self, text: str) -> None:
         self._line(f"[yellow]warning:[/yellow] {_escape(printable(text))}")

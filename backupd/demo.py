@@ -283,17 +283,7 @@ def _restore(style: Style, home: Path, server: ThrowawayServer, moment: datetime
     _step("The restore, to just before it: into a new database, the broken one is left as it is")
     known = _databases(server)
     _command("backupd", "restore", "shop", "--at", times.iso(moment), "--yes")
-    options = commands.RestoreOptions(
-        at=times.iso(moment),
-        into=None,
-        target=None,
-        jobs=None,
-        max_gap=None,
-        no_owner=False,
-        dry_run=False,
-        yes=True,
-        as_json=False,
-    )
+    options = commands.RestoreOptions(at=times.iso(moment), yes=True)
     commands.restore(style, str(home / CONFIG_NAME), "shop", options)
     (copy,) = _databases(server) - known
     return _contents(server, copy)

@@ -146,6 +146,7 @@ class Manifest(_Record):
     extensions: tuple[Extension, ...] = ()
     roles: tuple[str, ...] = ()  # every role that the dump's owners and grants name
     policy_roles: tuple[str, ...] = ()  # those of them that policies and user mappings name: needed in any case
+    large_object_owners: tuple[str, ...] = ()  # those are in an archive of rows, all other owners in that of the schema
     tablespaces: tuple[str, ...] = ()
     database_bytes: Size = 0  # pg_database_size at the time
     streams: tuple[Stream, ...]
@@ -166,6 +167,11 @@ class Manifest(_Record):
     @property
     def duration(self) -> timedelta:
         return self.finished_at - self.started_at
+
+    @property
+    def dump_major(self) -> int:
+        """Of the pg_dump that wrote the archives: an older pg_restore can't read them."""
+        return int(self.tools.get("pg_dump", str(self.server_major)).split(".")[0])
 
     def of_kind(self, kind: str) -> list[Stream]:
         return [stream for stream in self.streams if stream.kind == kind]

@@ -9,8 +9,11 @@ class Progress(Protocol):
     def phase(self, text: str) -> None:
         """A new step of the work begins."""
 
-    def begin(self, stream: str, label: str, total: int | None) -> None:
-        """A stream starts; `total` is the raw bytes expected, if that is known."""
+    def expect(self, tables: int, size: int) -> None:
+        """All that the streams to come will hold: tables, and raw bytes."""
+
+    def begin(self, stream: str, label: str, total: int | None, *, tables: int = 0) -> None:
+        """A stream starts; `total` is the raw bytes expected, if that is known; it has all rows of `tables` tables."""
 
     def advance(self, stream: str, size: int) -> None:
         """`size` more raw bytes went through."""
@@ -28,7 +31,10 @@ class Silent:
     def phase(self, text: str) -> None:
         """Said to nobody."""
 
-    def begin(self, stream: str, label: str, total: int | None) -> None:
+    def expect(self, tables: int, size: int) -> None:
+        """Said to nobody."""
+
+    def begin(self, stream: str, label: str, total: int | None, *, tables: int = 0) -> None:
         """Said to nobody."""
 
     def advance(self, stream: str, size: int) -> None:

@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 from backupd import console, times
 from backupd.catalog import BackupRef
 from backupd.errors import BackupdError
-from backupd.manifest import Manifest
+from backupd.manifest import Manifest, Stream
 from backupd.postgres import target
 from backupd.postgres.names import identifier
+from backupd.postgres.swap import renames, way_back
 
 if TYPE_CHECKING:
-    from backupd.restore import Restored, RestorePlan
+    from backupd.export import Exported
+    from backupd.restore import Restored
+    from backupd.restore_plan import RestorePlan
 
 
 # Test restores are not recorded yet. Until they are, signed and checked, nothing counts as proven.
 _NO_PROOF = {"status": "none", "at": None}
 
 
-def _facts(rows: Sequence[tuple[str, str]]) -> str:
+def facts(rows: Sequence[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in rows) + 2
     return "\n".join(f"{name + ':':<{width}}{value}" for name, value in rows)
 
@@ -90,7 +93,7 @@ def _numbers(row: dict[str, Any]) -> tuple[str, str, str, str, str]:
 
 
 def plan_document(plan: RestorePlan) -> dict[str, Any]:
-    manifest = plan.manifest
+    manifest, contents = plan.manifest, plan.contents
     return {
         "database": plan.database,
         "id": manifest.id,
@@ -99,39 +102,98 @@ def plan_document(plan: RestorePlan) -> dict[str, Any]:
         "gap_seconds": round(plan.gap.total_seconds(), 6),
         "target": plan.target,
         "target_dsn": plan.dsn.shown(),
-        "creates_database": plan.creates,
+        "creates_database": plan.creates and not plan.resumes,
+        "replaces": plan.replaces,
+        "kept_as": plan.kept_as,
+        "resumes": plan.resumes,
         "jobs": plan.jobs,
         "owners": plan.owners,
-        "tables": len(manifest.tables),
-        "rows": manifest.rows,
+        "tables": len(contents.tables),
+        "rows": contents.rows,
+        "along": contents.along,
+        "left_out": contents.left_out,
+        "roles_created": plan.new_roles.create if plan.new_roles else (),
+        "role_differences": plan.new_roles.differences if plan.new_roles else (),
         "raw_bytes": manifest.raw_bytes,
         "stored_bytes": manifest.stored_bytes,
         "streams": [
             {"key": s.key, "kind": s.kind, "tables": s.tables, "raw_bytes": s.raw_bytes, "stored_bytes": s.stored_bytes}
-            for s in manifest.streams
-            if s.kind != "globals"
+            for s in _read(plan)
         ],
     }
+
+
+def restored_document(done: Restored) -> dict[str, Any]:
+    """The plan's document, with what the database is called now."""
+    swapped = done.swapped and {"seconds": round(done.swapped.seconds, 3), "sessions_ended": done.swapped.ended}
+    return plan_document(done.plan) | {
+        "dry_run": False,
+        "target": done.name,
+        "target_dsn": done.plan.server.dsn.replace(dbname=done.name).shown(),
+        "swapped": swapped,
+        "seconds": round(done.seconds, 3),
+    }
+
+
+def _read(plan: RestorePlan) -> list[Stream]:
+    """The streams that the restore reads, or those of a resumed one that are left."""
+    return [plan.manifest.schema_stream, *(s for s in plan.contents.streams if s.name not in plan.mark.done)]
 
 
 def plan(what: RestorePlan) -> str:
     manifest = what.manifest
     made = "new database" if what.creates else "existing empty database"
-    read = [stream for stream in manifest.streams if stream.kind != "globals"]
+    if what.resumes:
+        made = "unfinished database"
+    read = _read(what)
     rows = [
         ("backup", f"{manifest.id} of {what.database}, PostgreSQL {manifest.server_version}"),
         ("taken at", f"{times.iso(manifest.taken_at)}, {times.human_duration(times.now() - manifest.taken_at)} ago"),
         ("asked for", times.iso(what.requested_at)),
         ("lost", _loss(what)),
         ("to", f"{made} {what.target} on {what.server.dsn.server}, PostgreSQL {what.server.version}"),
-        ("holds", f"{len(manifest.tables)} tables, {manifest.rows} rows, {times.human_bytes(manifest.raw_bytes)}"),
+        *_replacing(what),
+        ("holds", _held(what)),
         (
             "reads",
             f"{times.human_bytes(sum(s.stored_bytes for s in read))} in {len(read)} objects, {what.jobs} at a time",
         ),
+        *_resuming(what),
+        *_roles(what),
         *(("note", warning) for warning in what.warnings),
     ]
-    return "Plan\n" + "\n".join("  " + line for line in _facts(rows).splitlines())
+    return "Plan\n" + "\n".join("  " + line for line in facts(rows).splitlines())
+
+
+def _held(plan: RestorePlan) -> str:
+    tables, rows = plan.contents.tables, plan.contents.rows
+    if not plan.choice.parts:
+        return f"{len(tables)} tables, {rows} rows, {times.human_bytes(plan.manifest.raw_bytes)}"
+    names = [f"{table.schema_}.{table.name}" for table in tables]
+    some = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{len(tables)} of {len(plan.manifest.tables)} tables, {rows} rows: {some}"
+
+
+def _replacing(plan: RestorePlan) -> list[tuple[str, str]]:
+    if plan.replaces is None:
+        return []
+    kept = f"; what is there now is kept as {plan.kept_as}" if plan.kept_as else ""
+    return [("then", f"it takes the name {plan.replaces}{kept}")]
+
+
+def _resuming(plan: RestorePlan) -> list[tuple[str, str]]:
+    if not plan.resumes:
+        return []
+    return [("done", f"{len(plan.mark.done)} of {len(plan.contents.streams)} streams were loaded before")]
+
+
+def _roles(plan: RestorePlan) -> list[tuple[str, str]]:
+    if plan.new_roles is None:
+        return []
+    return [
+        ("roles", f"creates {', '.join(plan.new_roles.create) or 'none'}"),
+        *(("differs", line) for line in plan.new_roles.differences),
+    ]
 
 
 def _loss(plan: RestorePlan) -> str:
@@ -149,7 +211,7 @@ def backup_document(manifest: Manifest) -> dict[str, Any]:
 
 
 def backup(manifest: Manifest) -> str:
-    facts = [
+    lines = [
         ("backup", f"{manifest.database} {manifest.id}"),
         ("taken at", f"{times.iso(manifest.taken_at)} ({times.human_duration(times.now() - manifest.taken_at)} ago)"),
         ("finished at", f"{times.iso(manifest.finished_at)} after {manifest.duration.total_seconds():.1f} s"),
@@ -167,7 +229,7 @@ def backup(manifest: Manifest) -> str:
     tables = [(t.stream, f"{t.schema_}.{t.name}", str(t.rows), times.human_bytes(t.bytes)) for t in manifest.tables]
     return "\n\n".join(
         [
-            _facts(facts),
+            facts(lines),
             console.table(("STREAM", "KIND", "RAW", "STORED", "TIME", "KEY"), streams, right=(2, 3, 4)),
             console.table(("STREAM", "TABLE", "ROWS", "BYTES"), tables, right=(2, 3)),
         ]
@@ -176,18 +238,66 @@ def backup(manifest: Manifest) -> str:
 
 def restored(done: Restored) -> str:
     """The last lines of a restore: what is back, as of when, what is lost, how to get at it."""
-    plan, manifest = done.plan, done.plan.manifest
-    original, copy = identifier(manifest.properties.name), identifier(plan.target)
-    swap = (
-        f"\nto put it in the original's place, when nobody is connected:"
-        f"\n  ALTER DATABASE {original} RENAME TO {identifier(target.free_name(manifest.properties.name, '_before'))};"
-        f"\n  ALTER DATABASE {copy} RENAME TO {original};"
+    plan, contents = done.plan, done.plan.contents
+    return "\n".join(
+        [
+            (
+                f"restored {plan.database} as of {times.iso(plan.manifest.taken_at)} into {done.name}:"
+                f" {len(contents.tables)} tables, {contents.rows} rows, {done.seconds:.1f} s"
+            ),
+            f"lost: {_loss(plan)}",
+            f"connect: psql {shlex.quote(plan.server.dsn.replace(dbname=done.name).shown())}",
+            *_next_steps(done),
+        ]
     )
-    beside = plan.creates and manifest.properties.name in plan.server.databases
+
+
+def _next_steps(done: Restored) -> list[str]:
+    plan = done.plan
+    if done.swapped is not None:
+        if plan.kept_as is None or plan.replaces is None:
+            return []
+        return [
+            (
+                f"the original is kept as {plan.kept_as}; new sessions waited {done.swapped.seconds:.1f} s,"
+                f" {done.swapped.ended} were ended"
+            ),
+            "the way back, when nobody is connected:",
+            *(f"  {line}" for line in way_back(plan.replaces, plan.target, plan.kept_as)),
+            f"when you are sure that it is not needed any more: DROP DATABASE {identifier(plan.kept_as)};",
+        ]
+    original = plan.manifest.properties.name
+    if not plan.creates or plan.choice.parts or original not in plan.server.databases:
+        return []
+    kept = target.free_name(original, "_before")
+    return [
+        "to put it in the original's place, when nobody is connected (--replace does it while they are):",
+        *(f"  {line}" for line in renames(original, plan.target, kept)),
+    ]
+
+
+def export_document(done: Exported) -> dict[str, Any]:
+    plan, manifest = done.plan, done.plan.manifest
+    return {
+        "database": manifest.database,
+        "id": manifest.id,
+        "taken_at": times.iso(manifest.taken_at),
+        "requested_at": times.iso(plan.requested_at),
+        "gap_seconds": round(plan.gap.total_seconds(), 6),
+        "directory": str(plan.directory),
+        "plain": plan.plain,
+        "files": [{"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in done.files],
+    }
+
+
+def exported(done: Exported) -> str:
+    """What is in the folder, and what to do with it."""
+    plan, manifest = done.plan, done.plan.manifest
+    gap = f", {times.human_duration(plan.gap)} before the time asked for" if plan.gap else ""
+    files = [(file.name, times.human_bytes(file.bytes)) for file in done.files]
     return (
-        f"restored {plan.database} as of {times.iso(manifest.taken_at)} into {plan.target}:"
-        f" {len(manifest.tables)} tables, {manifest.rows} rows, {done.seconds:.1f} s\n"
-        f"lost: {_loss(plan)}\n"
-        f"connect: psql {shlex.quote(plan.dsn.shown())}"
-        f"{swap if beside else ''}"
+        f"exported {manifest.database} as of {times.iso(manifest.taken_at)}{gap}\n"
+        f"{console.table(('FILE', 'SIZE'), files, right=(1,))}\n"
+        f"to {plan.directory}: {len(files)} files, {times.human_bytes(done.bytes)}, decrypted, readable for you alone\n"
+        f"next: read {shlex.quote(str(done.guide))}"
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -70,6 +72,7 @@ class FaultyProxy:
     rule: Rule = lambda _: None
     seen: list[Seen] = field(default_factory=list)  # requests, as they arrive
     done: list[Seen] = field(default_factory=list)  # and when they are over
+    sent: Counter[str] = field(default_factory=Counter)  # bytes of answers by path, as far as the client took them
 
     def __enter__(self) -> FaultyProxy:
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -113,6 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         server = cast("_Server", self.server)
         if server.tls is not None:
             self.request = server.tls.wrap_socket(self.request, server_side=True)
+        # What waits in the kernel counts as sent: let that be little.
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         super().setup()
 
     def finish(self) -> None:
@@ -178,4 +183,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            sent = cast("_Server", self.server).proxy.sent
+            for start in range(0, len(data), 1 << 16):
+                sent[self.path.partition("?")[0]] += self.wfile.write(data[start : start + (1 << 16)])

@@ -36,7 +36,8 @@ class Dumper:
     def __init__(self, client: Installation, source: Source, lock_timeout: timedelta, application: str) -> None:
         self._client = client
         self._source = source
-        self._env = source.dsn.program_environment() | {"PGAPPNAME": application}
+        # The programs that dump databases set it themselves; the one that dumps roles writes dates as it finds it.
+        self._env = source.dsn.program_environment(DateStyle="ISO") | {"PGAPPNAME": application}
         # Our own locks don't spare pg_dump its turn: its request can queue behind that of a migration which waits
         # for ours. Nobody would ever see that as a deadlock, so it must time out.
         self._common: tuple[str | Path, ...] = (
@@ -54,9 +55,10 @@ class Dumper:
         """All definitions. By section, since --schema-only would leave out large objects and matviews' state."""
         return self._command("--section=pre-data", "--section=post-data", alone=alone)
 
-    def only(self, table: SourceTable) -> Command:
-        """The rows of one table."""
-        return self._command("--section=data", "--strict-names", f"--table={pattern(table.schema, table.name)}")
+    def only(self, tables: Sequence[SourceTable]) -> Command:
+        """The rows of these tables."""
+        chosen = [f"--table={pattern(t.schema, t.name)}" for t in tables]
+        return self._command("--section=data", "--strict-names", *chosen)
 
     def all_but(self, tables: Sequence[SourceTable], *, alone: threading.Lock) -> Command:
         """The rows of all other tables, the sequences and the large objects."""

@@ -10,6 +10,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from backupd.manifest import DatabaseProperties, Extension, Grant, Setting
+from backupd.postgres import mark
 
 _SYSTEM = "n.nspname <> 'information_schema' and n.nspname !~ '^pg_'"
 
@@ -79,7 +80,8 @@ def properties(connection: psycopg.Connection) -> DatabaseProperties:
             "locale": d.get("datlocale") or d.get("daticulocale"),
             "icu_rules": d.get("daticurules"),
             "connection_limit": d["datconnlimit"],
-            "comment": row["comment"],
+            # A copy that is itself not finished would make every restore of it look unfinished too.
+            "comment": row["comment"] if mark.parse(row["comment"]) is None else None,
             "grants": None if row["default_grants"] else _grants(connection),
             "settings": _settings(connection),
             "has_public_schema": row["has_public"],
@@ -195,6 +197,13 @@ def policy_roles(connection: psycopg.Connection) -> tuple[str, ...]:
         select pg_get_userbyid(role) from pg_policy, unnest(polroles) role where role <> 0
         union select usename from pg_user_mappings where umuser <> 0 order by 1
         """
+    ).fetchall()
+    return tuple(str(row[0]) for row in rows)
+
+
+def large_object_owners(connection: psycopg.Connection) -> tuple[str, ...]:
+    rows = connection.execute(
+        "select rolname from pg_roles where oid in (select lomowner from pg_largeobject_metadata) order by 1"
     ).fetchall()
     return tuple(str(row[0]) for row in rows)
 

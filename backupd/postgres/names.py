@@ -8,6 +8,11 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def unquoted(quoted: str) -> str:
+    """The name in a quoted one."""
+    return quoted[1:-1].replace('""', '"')
+
+
 def pattern(schema: str, table: str) -> str:
     """A pattern for pg_dump's -t, --exclude-table-data and the like that matches this table alone.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -73,10 +74,13 @@ class Program:
         running: Running,
         *,
         feed: bool = False,
+        output: int | None = None,
         pass_fds: Sequence[int] = (),
         forgive: Callable[[str], bool] | None = None,
     ) -> None:
-        """`forgive` is asked, with all that the program complained of, whether a failure is none."""
+        """`output`, of a program that is fed, is an open file that takes what it writes. `forgive` is asked, with all
+        that the program complained of, whether a failure is none."""
+        assert feed or output is None  # else nobody would wait for its end
         self.name = Path(argv[0]).name
         self._forgive = forgive
         self._running = running
@@ -86,7 +90,7 @@ class Program:
                 tied(signal.SIGTERM, argv),  # so that no dump goes on holding locks
                 env=dict(env),
                 stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL if feed else subprocess.PIPE,
+                stdout=output if output is not None else subprocess.DEVNULL if feed else subprocess.PIPE,
                 stderr=self._errors,
                 bufsize=0,
                 process_group=0,
@@ -113,8 +117,11 @@ class Program:
         finally:
             self.close()
 
-    def consume(self, chunks: Iterable[Buffer]) -> None:
-        """Feed the program to its end. If `chunks` raises, the program is killed before it sees an end."""
+    def consume(self, chunks: Iterable[Buffer], *, all_of_it: bool = True) -> None:
+        """Feed the program to its end. If `chunks` raises, the program is killed before it sees an end.
+
+        A program that has read what it needs may end well before that, unless it must take `all_of_it`.
+        """
         assert self._pipe is not None
         try:
             try:
@@ -127,7 +134,8 @@ class Program:
                 self._finish()
                 return
             self._finish()
-            raise PostgresError(f"{self.name} stopped reading before the end", detail=self._quote())
+            if all_of_it:
+                raise PostgresError(f"{self.name} stopped reading before the end", detail=self._quote())
         finally:
             self.close()
 
@@ -182,7 +190,7 @@ class Program:
             return PostgresError(f"{self.name} was stopped", detail="Another part of the same run failed first.")
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit status {code}"
         text = self._quote()
-        return PostgresError(f"{self.name} {how}", detail=text, hint=_hint(text))
+        return PostgresError(f"{self.name} {how}", detail=text, hint=_hint(text, self.name))
 
     def _complaints(self) -> str:
         size = os.fstat(self._errors).st_size
@@ -190,7 +198,7 @@ class Program:
 
     def _quote(self) -> str:
         """The first errors that the program wrote, with what belongs to them."""
-        lines = self._complaints().splitlines()
+        lines = _without_secrets(self._complaints()).splitlines()
         starts = [i for i, line in enumerate(lines) if "error:" in line or "ERROR:" in line]
         if not starts:
             return "\n".join(lines[-_QUOTED_ERRORS * 2 :])
@@ -198,8 +206,27 @@ class Program:
         return "\n".join(line[:500] for line in lines[starts[0] : min(end, starts[0] + 40)])
 
 
+# Commands that hold passwords of other servers, which pg_restore quotes when they fail: up to its next message.
+_TELLING = re.compile(
+    r"(Command was: [^']*?\b(?:SUBSCRIPTION|USER MAPPING|SERVER|ROLE)\b[^']*)'.*?(?=\npg_[a-z]+: |\Z)", re.DOTALL
+)
+
+
+def _without_secrets(text: str) -> str:
+    return _TELLING.sub(r"\1'…", text)
+
+
 _HINTS = (
     ("out of shared memory", "Raise max_locks_per_transaction on this server (it needs a restart)."),
+    ("No space left", "The server's disk is full. Make room there and run it again."),
+    ("could not extend file", "The server's disk is full. Make room there and run it again."),
+    ("too many clients", "The server has no connection to spare: end some sessions, or use fewer --jobs."),
+    ("remaining connection slots", "The server has no connection to spare: end some sessions, or use fewer --jobs."),
+    ("server closed the connection", "The server went away. Run it again when it is back."),
+    ("terminating connection", "Somebody ended the session, or the server went away. Run it again."),
+    ("Connection refused", "The server is not reachable. Run it again when it is back."),
+)
+_DUMP_HINTS = (
     (
         "statement timeout",  # pg_dump --lock-wait-timeout; it sets no other
         "Another session holds a table exclusively, or waits to. Try again later, or raise lock_wait_timeout.",
@@ -221,12 +248,20 @@ _HINTS = (
         "Grant the user what is missing: GRANT pg_read_all_data TO … reads everything (14 and later).",
     ),
     ("row-level security", "The user needs BYPASSRLS, or must own the table: a dump must see every row."),
-    ("No space left", "The server's disk is full. Make room there and run it again."),
-    ("could not extend file", "The server's disk is full. Make room there and run it again."),
-    ("server closed the connection", "The server went away. Run it again when it is back."),
-    ("Connection refused", "The server is not reachable. Run it again when it is back."),
+)
+_RESTORE_HINTS = (
+    (
+        "permission denied",
+        "Restore as a superuser, or make the user a member of the owners; or leave owners and grants out: --no-owner",
+    ),
+    ("must be ", "Restore as a superuser, or leave what only one can restore out: --skip-privileged"),
+    (
+        "ERROR:",
+        "Mend what the first error names, or restore parts (--table); backupd export gives files to do it by hand.",
+    ),
 )
 
 
-def _hint(text: str) -> str:
-    return next((hint for sign, hint in _HINTS if sign in text), "")
+def _hint(text: str, program: str) -> str:
+    hints = (*_HINTS, *(_RESTORE_HINTS if program == "pg_restore" else _DUMP_HINTS))
+    return next((hint for sign, hint in hints if sign in text), "")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from backupd.postgres.edit import Edit
 from backupd.postgres.process import Program, Running
 from backupd.postgres.session import Dsn
 from backupd.postgres.tools import Installation
@@ -34,16 +35,20 @@ class Restorer:
     owners: bool
     tablespaces: bool
     running: Running
+    edit: Edit
 
-    def schema(self, section: str, archive: int, *, jobs: int) -> None:
-        """Restore a section of the schema archive, an open file that pg_restore (and its workers) open anew."""
-        parallel = [f"--jobs={jobs}"] if jobs > 1 else []
-        program = self._start(f"--section={section}", *parallel, f"/dev/fd/{archive}", pass_fds=(archive,))
+    def schema(self, section: str, archive: int, *, jobs: int, again: bool = False) -> None:
+        """Restore a section of the schema archive, an open file that pg_restore (and its workers) open anew. `again`
+        drops first what is there of it."""
+        options = [f"--jobs={jobs}"] if jobs > 1 else []
+        options += ["--clean", "--if-exists"] if again else []
+        program = self._start(f"--section={section}", *options, f"/dev/fd/{archive}", pass_fds=(archive,))
         program.wait()
 
-    def data(self, chunks: Iterable[Buffer]) -> None:
-        """Restore one data archive as it arrives."""
-        self._start("--section=data", feed=True).consume(chunks)
+    def data(self, chunks: Iterable[Buffer], what: str) -> None:
+        """Restore one data archive as it arrives; of parts of it, no more is read than they need."""
+        parts = self.edit.selection is not None
+        self._start("--section=data", feed=True).consume(self.edit.stream(chunks, what), all_of_it=not parts)
 
     def _start(self, *arguments: str, feed: bool = False, pass_fds: tuple[int, ...] = ()) -> Program:
         lenient = self.client.major >= _KNOWS_SETTING > self.server_major

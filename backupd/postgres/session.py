@@ -198,6 +198,8 @@ def describe(error: psycopg.Error) -> str:
 
 
 def _connection_hint(text: str) -> str:
+    if "too many clients" in text or "remaining connection slots" in text:
+        return "The server has no connection to spare: end some sessions, or raise max_connections."
     if "password" in text:
         return "Check user and password: password_file, the dsn's own, PGPASSWORD or ~/.pgpass."
     if "Connection refused" in text or "No such file" in text or "timeout" in text:

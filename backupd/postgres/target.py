@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import psycopg
 from psycopg import sql
 
-from backupd.errors import BackupdError, PostgresError
+from backupd.errors import BackupdError, BusyError, PostgresError
 from backupd.manifest import DatabaseProperties, Setting
 from backupd.postgres import workers
+from backupd.postgres.mark import Mark, unfinished
+from backupd.postgres.privileged import Powers
 from backupd.postgres.process import Running
 from backupd.postgres.session import Dsn, Interruptible, connect, describe, explained
 
 _MAINTENANCE = ("postgres", "template1")
 _NAME_BYTES = 63
+# What managed services give their users instead of a superuser.
+_STAND_INS = frozenset({"rds_superuser", "cloudsqlsuperuser", "azure_pg_admin", "alloydbsuperuser"})
+_MEMBER_OF = "select rolname from pg_roles where pg_has_role(oid, 'MEMBER')"
+# To make somebody an owner one must be able to become them; to go on with what is theirs, to do what they may do at
+# once. From 16 on these are options of each membership; before, the second is NOINHERIT of the member.
+_MAY_ACT_AS = "select rolname from pg_roles where pg_has_role(oid, 'USAGE')"
+_MAY_BECOME = " and pg_has_role(oid, 'SET')"
+_MAY_SIGNAL = "select 1 where pg_has_role('pg_signal_backend', 'USAGE')"
+_MAY_SUBSCRIBE = "select 1 from pg_roles where rolname = 'pg_create_subscription' and pg_has_role(oid, 'USAGE')"
+_RESERVED = "select name from pg_settings where context in ('superuser', 'superuser-backend')"
+_NOT_GRANTED = " and not has_parameter_privilege(name, 'SET')"
 _COUNTS_PER_QUERY = 100  # each locks a table until the query ends
 
 
@@ -35,17 +51,31 @@ class Server:
     may_create: bool  # databases
     databases: frozenset[str]
     roles: frozenset[str]
-    tablespaces: frozenset[str]
-    extensions: dict[str, frozenset[str]]  # that can be created: name -> versions
+    superusers: frozenset[str]
+    tablespaces: frozenset[str]  # that this user may put something into
+    extensions: dict[str, str]  # that can be created there: name -> the version that is then
+    forbidden: frozenset[str]  # extensions that this user may not create: only a superuser may
+    acts_as: frozenset[str]  # roles that this user may make owners, and do as they may
+    may_signal: bool  # end other users' sessions
+    may_own: frozenset[str]  # databases that this user owns, as a member of the owner or a superuser
+    managed: str | None  # the role that stands in for a superuser on a managed service: rds_superuser
+    may_subscribe: bool
+    reserved: frozenset[str]  # parameters that this user may not set
+    free_bytes: int | None  # on the data directory's disk, where that is ours to look at
 
     @property
     def major(self) -> int:
         return self.version_num // 10000
 
+    @property
+    def powers(self) -> Powers:
+        return Powers(self.superuser, self.managed is not None, self.may_subscribe, self.reserved)
 
-def inspect(dsn: Dsn) -> Server:
-    """Look at a server through one of its maintenance databases. Raises PostgresError if none can be reached."""
-    with closing(_maintenance(dsn)) as connection, explained(f"cannot inspect the target server {dsn.server}"):
+
+def inspect(dsn: Dsn, *, avoid: str | None = None) -> Server:
+    """Look at a server through one of its maintenance databases, but not the one to `avoid`. Raises PostgresError if
+    none can be reached."""
+    with closing(_maintenance(dsn, avoid)) as connection, explained(f"cannot inspect the target server {dsn.server}"):
         row = connection.execute(
             """
             select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery(),
@@ -53,9 +83,12 @@ def inspect(dsn: Dsn) -> Server:
             """
         ).fetchone()
         assert row is not None
-        extensions: dict[str, set[str]] = {}
-        for name, version in connection.execute("select name, version from pg_available_extension_versions").fetchall():
-            extensions.setdefault(name, set()).add(version)
+        available = connection.execute(
+            "select name, version, trusted or not superuser from pg_available_extension_versions"
+            " join pg_available_extensions using (name) where version = default_version"
+        ).fetchall()
+        managed = _names(connection, _MEMBER_OF) & _STAND_INS if not row[4] else frozenset()
+        reserved = _RESERVED if row[0] < 150000 else _RESERVED + _NOT_GRANTED
         return Server(
             dsn=dsn.pinned(connection),
             version_num=row[0],
@@ -66,8 +99,19 @@ def inspect(dsn: Dsn) -> Server:
             may_create=row[5],
             databases=_names(connection, "select datname from pg_database"),
             roles=_names(connection, "select rolname from pg_roles"),
-            tablespaces=_names(connection, "select spcname from pg_tablespace"),
-            extensions={name: frozenset(versions) for name, versions in extensions.items()},
+            superusers=_names(connection, "select rolname from pg_roles where rolsuper"),
+            tablespaces=_names(
+                connection, "select spcname from pg_tablespace where has_tablespace_privilege(oid, 'CREATE')"
+            ),
+            extensions={str(name): str(version) for name, version, _ in available},
+            forbidden=frozenset(str(name) for name, _, open_to_all in available if not (open_to_all or row[4])),
+            acts_as=_names(connection, _MAY_ACT_AS if row[0] < 160000 else _MAY_ACT_AS + _MAY_BECOME),
+            may_signal=row[4] or bool(_names(connection, _MAY_SIGNAL)),
+            may_own=_names(connection, "select datname from pg_database where pg_has_role(datdba, 'USAGE')"),
+            managed=min(managed, default=None),
+            may_subscribe=row[4] or bool(_names(connection, _MAY_SUBSCRIBE)),
+            reserved=_names(connection, reserved) if not row[4] else frozenset(),
+            free_bytes=_free_bytes(connection) if row[4] else None,
         )
 
 
@@ -75,15 +119,36 @@ def _names(connection: psycopg.Connection, query: str) -> frozenset[str]:
     return frozenset(str(row[0]) for row in connection.execute(query.encode()).fetchall())
 
 
-def _maintenance(dsn: Dsn) -> psycopg.Connection:
+def _free_bytes(connection: psycopg.Connection) -> int | None:
+    """Free space where the server keeps its data, if that is a directory of this machine; None if it can't be known.
+
+    A path alone proves nothing: a container's server tells one too. So the server and we must see the same file.
+    """
+    row = connection.execute(
+        "select current_setting('data_directory'), f.modification, f.size from pg_stat_file('postmaster.pid', true) f"
+    ).fetchone()
+    if row is None or row[1] is None:
+        return None
+    folder, modified, size = row
+    try:
+        seen = (Path(folder) / "postmaster.pid").stat()
+        if (int(seen.st_mtime), seen.st_size) != (int(modified.timestamp()), size):
+            return None
+        disk = os.statvfs(folder)
+    except OSError:  # another machine's path, or one that only the server may enter
+        return None
+    return disk.f_bavail * disk.f_frsize
+
+
+def _maintenance(dsn: Dsn, avoid: str | None = None) -> psycopg.Connection:
     """A session on a database that is there even when the one we restore is not."""
     first: BackupdError | None = None
-    for name in _MAINTENANCE:
+    for name in [name for name in _MAINTENANCE if name != avoid]:
         try:
             return connect(dsn.replace(dbname=name))
         except PostgresError as error:
             first = first or error
-    if dsn.database and dsn.database not in _MAINTENANCE:
+    if dsn.database and dsn.database not in (*_MAINTENANCE, avoid):
         try:
             return connect(dsn)
         except PostgresError:
@@ -128,6 +193,8 @@ def contents(dsn: Dsn) -> list[str]:
               where oid in (select oid from mine) and nspname <> 'public'
               and (2615, oid) not in (select classid::int, objid from own)
             union all select 'extension ' || quote_ident(extname) from pg_extension where extname <> 'plpgsql'
+            union all select 'subscription ' || quote_ident(subname) from pg_subscription
+              where subdbid = (select oid from pg_database where datname = current_database())
             union all select 'large object ' || oid from pg_largeobject_metadata
             union all select pg_describe_object(o.classid, o.oid, 0) from (
                 select tableoid, oid from pg_operator union all select tableoid, oid from pg_opfamily
@@ -145,30 +212,200 @@ def contents(dsn: Dsn) -> list[str]:
     return [str(row[0]) for row in rows]
 
 
+def refused_to(dsn: Dsn) -> list[str]:
+    """What this user may not do in a database that exists, and must, to fill it; a line each."""
+    with closing(connect(dsn)) as connection, explained("cannot look into the target database"):
+        rows = connection.execute(
+            "select 'GRANT CREATE ON DATABASE ' || quote_ident(current_database())"
+            " where not has_database_privilege(current_database(), 'CREATE')"
+            " union all select 'GRANT CREATE ON SCHEMA public' from pg_namespace"
+            " where nspname = 'public' and not has_schema_privilege(oid, 'CREATE')"
+        ).fetchall()
+    return [str(row[0]) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A database on a server that a restore made or renamed."""
+
+    name: str
+    size: int  # bytes
+    mark: Mark | None  # of an unfinished restore
+    replaced: bool  # it was the original
+
+
+_OURS = re.compile(r".*(_(restored|replaced)_\d{8}T\d{6}Z)", re.DOTALL)
+
+
+def leftovers(dsn: Dsn, database: str) -> list[Leftover]:
+    """What restores of a database have left on its server: known by their marks, or by the names that we give."""
+    with closing(_maintenance(dsn)) as connection, explained("the server's databases could not be listed"):
+        rows = connection.execute(
+            "select datname, case when has_database_privilege(oid, 'connect') then pg_database_size(oid) else 0 end"
+            " from pg_database order by datname"
+        ).fetchall()
+        marks = unfinished(dsn.pinned(connection))
+    original, found = dsn.database or database, []
+    for name, size in rows:
+        mark, match = marks.get(name), _OURS.fullmatch(name)
+        of_it = match is not None and name == free_name(original, match[1])
+        if (mark is not None and mark.database == database) or (mark is None and of_it):
+            found.append(Leftover(name, int(size), mark, match is not None and match[2] == "replaced"))
+    return found
+
+
+def prepared_transactions(dsn: Dsn, database: str) -> list[str]:
+    """Prepared transactions of a database, by their identifiers: they keep it from being renamed."""
+    with closing(connect(dsn)) as connection, explained("prepared transactions could not be listed"):
+        rows = connection.execute("select gid from pg_prepared_xacts where database = %s", [database]).fetchall()
+    return [str(row[0]) for row in rows]
+
+
+def logical_slots(dsn: Dsn, database: str) -> list[str]:
+    """Logical replication slots of a database, by name."""
+    with closing(connect(dsn)) as connection, explained("replication slots could not be listed"):
+        rows = connection.execute(
+            "select slot_name from pg_replication_slots where database = %s and not temporary", [database]
+        ).fetchall()
+    return [str(row[0]) for row in rows]
+
+
+def lacks_locale(server: Server, wanted: DatabaseProperties) -> str | None:
+    """Why the server can't create a database with this locale; None if it can, or if that can't be told beforehand.
+
+    Tried with collations, which are undone at once: it is the same check that CREATE DATABASE makes.
+    """
+    if wanted.locale_provider == "builtin" and server.major < 17:
+        return "The built-in locale provider came with PostgreSQL 17."
+    if wanted.locale_provider == "icu" and server.major < 15:
+        return "Databases with locales of ICU came with PostgreSQL 15."
+    probes = []
+    if wanted.collate not in _EVERYWHERE or wanted.ctype not in _EVERYWHERE:
+        probes.append([("lc_collate", wanted.collate), ("lc_ctype", wanted.ctype)])
+    if wanted.locale_provider == "icu":
+        probes.append([("provider", "icu"), ("locale", wanted.locale or "")])
+    with closing(connect(server.dsn, autocommit=False)) as connection:
+        if connection.info.parameter_status("server_encoding") != wanted.encoding:
+            return _other_encoding(connection, wanted)
+        for options in probes:
+            pairs = [sql.SQL("{} = {}").format(sql.SQL(key), sql.Literal(value)) for key, value in options]
+            try:
+                connection.execute(
+                    sql.SQL("create collation pg_temp.backupd_probe ({})").format(sql.SQL(", ").join(pairs))
+                )
+            except psycopg.errors.InsufficientPrivilege:  # to make anything temporary: nothing is known then
+                return None
+            except psycopg.Error as error:
+                return describe(error)
+            finally:
+                if not connection.broken:
+                    connection.rollback()
+    return None
+
+
+_EVERYWHERE = ("C", "POSIX")
+
+
+def _other_encoding(connection: psycopg.Connection, wanted: DatabaseProperties) -> str | None:
+    """What is known of locales for another encoding than that of the database connected to."""
+    if wanted.encoding == "SQL_ASCII":  # goes with every locale
+        return None
+    rows = connection.execute(
+        "select distinct collcollate, pg_encoding_to_char(collencoding) from pg_collation"
+        " where collprovider = 'c' and collencoding <> -1 and collcollate = any(%s)",
+        [[wanted.collate, wanted.ctype]],
+    ).fetchall()
+    for locale in {wanted.collate, wanted.ctype}.difference(_EVERYWHERE):
+        encodings = sorted(encoding for name, encoding in rows if name == locale)
+        if encodings and wanted.encoding not in encodings:
+            return f"The server's locale {locale} is for the encoding {', '.join(encodings)}, not {wanted.encoding}."
+    return None
+
+
+class Claim:
+    """The right to fill a database, held by a session of our own: no two restores do at a time, from whatever hosts."""
+
+    def __init__(self, connection: psycopg.Connection, name: str) -> None:
+        self._connection = connection
+        self._name = name
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raises PostgresError if the session was lost, and another restore may have begun."""
+        with self._lock, explained(f"the claim on the database {self._name} was lost"):
+            self._connection.execute("select 1")
+
+
+@contextmanager
+def claimed(server: Server, name: str) -> Iterator[Claim]:
+    """Raises BusyError if another restore is filling this database."""
+    with closing(connect(server.dsn)) as connection:
+        with explained(f"the database {name} could not be claimed"):
+            row = connection.execute(
+                "select pg_try_advisory_lock(hashtextextended(%s, 0))", [f"backupd restores {name}"]
+            ).fetchone()
+        if not row or not row[0]:
+            raise BusyError(
+                f"another restore is filling the database {name} on {server.dsn.server}",
+                hint="Wait for it to end, or restore into another database: --into NAME",
+            )
+        yield Claim(connection, name)
+
+
+def end_sessions(server: Server, name: str) -> None:
+    """End every session on a database of ours: those that a killed restore left would go on writing to it."""
+    with closing(connect(server.dsn)) as connection, explained(f"the sessions on {name} could not be ended"):
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = %s and backend_type = 'client backend' and usename = current_user",
+            [name],
+        )
+
+
 def create_database(server: Server, name: str, wanted: DatabaseProperties) -> None:
     """An empty database with the original's encoding and locale. Raises PostgresError."""
+    try:
+        with (
+            closing(connect(server.dsn)) as connection,
+            explained(
+                f"cannot create the database {name}",
+                hint="The target must have the original's encoding and locale:"
+                f" {wanted.encoding}, {wanted.collate} ({wanted.locale_provider}).",
+            ),
+        ):
+            connection.execute(creation(sql.Identifier(name), wanted, server.major))
+    except PostgresError as error:
+        if isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate is None:
+            error.add_note(f"If the server answered too late, there is an empty database {name} now: see, and drop it.")
+        raise
+
+
+def creation(database: sql.Composable, wanted: DatabaseProperties, major: int) -> sql.Composed:
+    """The statement that creates it, for a server of this major version."""
     options = [
         sql.SQL("template template0 encoding {}").format(sql.Literal(wanted.encoding)),
         sql.SQL("lc_collate {} lc_ctype {}").format(sql.Literal(wanted.collate), sql.Literal(wanted.ctype)),
     ]
-    if server.major >= 15:
+    if major >= 15:
         options.append(sql.SQL("locale_provider {}").format(sql.SQL(wanted.locale_provider)))
         if wanted.locale_provider == "icu":
             options.append(sql.SQL("icu_locale {}").format(sql.Literal(wanted.locale)))
         elif wanted.locale_provider == "builtin":
             options.append(sql.SQL("builtin_locale {}").format(sql.Literal(wanted.locale)))
-        if wanted.icu_rules and server.major >= 16:
+        if wanted.icu_rules and major >= 16:
             options.append(sql.SQL("icu_rules {}").format(sql.Literal(wanted.icu_rules)))
-    with (
-        closing(connect(server.dsn)) as connection,
-        explained(
-            f"cannot create the database {name}",
-            hint="The target must have the original's encoding and locale:"
-            f" {wanted.encoding}, {wanted.collate} ({wanted.locale_provider}).",
-        ),
-    ):
-        query = sql.SQL("create database {} {}").format(sql.Identifier(name), sql.SQL(" ").join(options))
-        connection.execute(query)
+    return sql.SQL("create database {} {}").format(database, sql.SQL(" ").join(options))
+
+
+def join(server: Server, roles: Iterable[str]) -> None:
+    """Make the restoring user a member of roles that it created, so that it can give things to them and fill them."""
+    options = sql.SQL(" with inherit true, set true" if server.major >= 16 else "")
+    with closing(connect(server.dsn)) as connection:
+        for role in roles:
+            with explained(f"{server.user} could not become a member of the new role {role}"):
+                connection.execute(
+                    sql.SQL("grant {} to {}{}").format(sql.Identifier(role), sql.Identifier(server.user), options)
+                )
 
 
 def drop_public_schema(dsn: Dsn) -> None:
@@ -177,10 +414,80 @@ def drop_public_schema(dsn: Dsn) -> None:
         connection.execute("drop schema if exists public")
 
 
+def empty(dsn: Dsn, tables: Sequence[tuple[str, str]], *, large_objects: bool) -> None:
+    """Take all rows out of these tables, and all large objects away, before they are loaded again."""
+    with closing(connect(dsn, autocommit=False)) as connection, explained("what was loaded could not be taken back"):
+        for number, (schema, name) in enumerate(tables, 1):
+            connection.execute(sql.SQL("truncate only {}").format(sql.Identifier(schema, name)))
+            if number % _COUNTS_PER_QUERY == 0:
+                connection.commit()  # each locks its table until then
+        connection.commit()
+        query = "select lo_unlink(oid) from (select oid from pg_largeobject_metadata limit 1000) some"
+        while large_objects and connection.execute(query).rowcount:
+            connection.commit()  # each is a lock until then
+
+
+def drop_largest(dsn: Dsn) -> None:
+    """Make room on a full disk: dropping a database begins with a checkpoint, and a server without room for that one
+    stops. Dropping tables needs none."""
+    with closing(connect(dsn)) as connection, explained("the largest tables could not be dropped"):
+        rows = connection.execute(
+            "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = relnamespace"
+            " where relkind = 'r' and c.oid >= 16384 order by pg_table_size(c.oid) desc limit 20"
+        ).fetchall()
+        for name in rows:
+            connection.execute(sql.SQL("drop table if exists {} cascade").format(sql.Identifier(*name)))
+
+
 def drop_database(server: Server, name: str) -> None:
     """Drop a database of ours, ending the sessions on it."""
+    query = sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name))
     with closing(connect(server.dsn)) as connection, explained(f"cannot drop the database {name}"):
-        connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+        try:
+            connection.execute(query)
+        except psycopg.errors.ObjectInUse:  # it holds subscriptions, which only a session on it can drop
+            drop_subscriptions(server.dsn.replace(dbname=name))
+            connection.execute(query)
+
+
+def drop_loose_indexes(dsn: Dsn) -> None:
+    """Drop the indexes of partitions that are not (yet) part of their parents' indexes, and the keys that rest on them.
+
+    pg_restore --clean leaves them: it counts on their going with the parents' indexes, to which an interrupted restore
+    may not have attached them.
+    """
+    with closing(connect(dsn)) as connection, explained("half-made indexes could not be dropped"):
+        rows = connection.execute(
+            """
+            select tn.nspname, t.relname, xn.nspname, x.relname, c.conname
+            from pg_index i join pg_class t on t.oid = i.indrelid join pg_namespace tn on tn.oid = t.relnamespace
+              join pg_class x on x.oid = i.indexrelid join pg_namespace xn on xn.oid = x.relnamespace
+              left join pg_constraint c on c.conindid = x.oid and c.conrelid = t.oid and c.contype in ('p', 'u', 'x')
+            where t.relispartition and not exists (select from pg_inherits where inhrelid = x.oid)
+            """
+        ).fetchall()
+        for table_schema, table, index_schema, index, constraint in rows:
+            if constraint is None:
+                query = sql.SQL("drop index if exists {}").format(sql.Identifier(index_schema, index))
+            else:
+                query = sql.SQL("alter table {} drop constraint if exists {}").format(
+                    sql.Identifier(table_schema, table), sql.Identifier(constraint)
+                )
+            connection.execute(query)
+
+
+def drop_subscriptions(dsn: Dsn) -> None:
+    """Drop those of a database that we restore into. Their slots on the publisher are the original's: they are let go
+    of first, as DROP SUBSCRIPTION would drop them there."""
+    with closing(connect(dsn)) as connection, explained("the copy's subscriptions could not be dropped"):
+        rows = connection.execute(
+            "select subname from pg_subscription"
+            " where subdbid = (select oid from pg_database where datname = current_database())"
+        ).fetchall()
+        for name in (sql.Identifier(row[0]) for row in rows):
+            connection.execute(sql.SQL("alter subscription {} disable").format(name))
+            connection.execute(sql.SQL("alter subscription {} set (slot_name = none)").format(name))
+            connection.execute(sql.SQL("drop subscription {}").format(name))
 
 
 def apply_properties(server: Server, name: str, wanted: DatabaseProperties, *, owners: bool) -> list[str]:
@@ -190,25 +497,30 @@ def apply_properties(server: Server, name: str, wanted: DatabaseProperties, *, o
     """
     database = sql.Identifier(name)
     refused: list[str] = []
-    with closing(connect(server.dsn)) as connection:
+    with closing(connect(server.dsn, autocommit=False)) as connection:
 
         def attempt(what: str, query: sql.Composed) -> None:
             try:
-                connection.execute(query)
+                with connection.transaction():
+                    connection.execute(query)
             except psycopg.Error as error:
                 if connection.broken:
                     raise
                 refused.append(f"{what}: {describe(error)}")
 
-        with explained(f"cannot set the properties of {name}"):
-            for what, query in _property_statements(database, wanted, owners=owners):
+        # All or nothing: the comment that they replace is the mark of an unfinished restore.
+        with explained(f"cannot set the properties of {name}"), connection.transaction():
+            if wanted.comment is None:
+                attempt("comment", sql.SQL("comment on database {} is null").format(database))
+            for what, query in property_statements(database, wanted, owners=owners):
                 attempt(what, query)
     return refused
 
 
-def _property_statements(
-    database: sql.Identifier, wanted: DatabaseProperties, *, owners: bool
+def property_statements(
+    database: sql.Composable, wanted: DatabaseProperties, *, owners: bool
 ) -> Iterable[tuple[str, sql.Composed]]:
+    """What each sets, and the statement that does."""
     if wanted.comment is not None:
         yield "comment", sql.SQL("comment on database {} is {}").format(database, sql.Literal(wanted.comment))
     for setting in wanted.settings:
@@ -255,7 +567,7 @@ def _setting_value(setting: Setting) -> sql.Composable:
     return sql.SQL(", ").join(map(sql.Literal, names or [""]))
 
 
-def _grant_statements(database: sql.Identifier, wanted: DatabaseProperties) -> Iterable[tuple[str, sql.Composed]]:
+def _grant_statements(database: sql.Composable, wanted: DatabaseProperties) -> Iterable[tuple[str, sql.Composed]]:
     if wanted.grants is None:
         return
     yield "grants", sql.SQL("revoke all on database {} from public").format(database)

@@ -19,9 +19,12 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("demo",),
     ("commands",),
-    ("views", "check", "init"),  # how results read; the two commands about the set-up
-    ("console", "backup", "restore"),
-    ("preflight",),
+    ("reload_command",),
+    ("views", "check check_server finding", "init"),  # how results read; the two commands about the set-up
+    ("console", "backup", "restore", "reload", "export"),
+    ("restore_plan",),
+    ("preflight", "instructions"),
+    ("contents",),
     ("catalog", "pipeline"),
     ("config config_models config_problems config_source config_values private_files", "postgres"),
     ("storage", "crypto"),
@@ -34,11 +37,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
 ONLY_IN = {
     "boto3": ("storage",),
     "botocore": ("storage",),
-    "psycopg": ("postgres", "config_models", "check", "init", "demo"),
+    "psycopg": ("postgres", "config_models", "check_server", "init", "demo"),
     "subprocess": ("postgres",),
     "zstandard": ("pipeline",),
     "cryptography": ("crypto",),
-    "click": ("cli", "commands"),
+    "click": ("cli", "commands", "reload_command"),
     "rich": ("console",),
 }
 PRINTS = ("console", "demo")
