@@ -14,7 +14,7 @@ from backupd.catalog import Catalog
 from backupd.crypto import age
 from backupd.errors import BusyError, IntegrityError, ProofError
 from backupd.manifest import Stream, Table
-from backupd.postgres import archive, roles, target, workers
+from backupd.postgres import archive, database, properties, roles, workers
 from backupd.postgres.mark import Mark, Marker, unfinished
 from backupd.postgres.names import identifier
 from backupd.postgres.process import Running
@@ -49,7 +49,7 @@ class _Work:
     ) -> None:
         self.plan, self.catalog, self.identities, self.progress = plan, catalog, identities, progress
         self.running = Running()
-        self.claim: target.Claim | None = None
+        self.claim: database.Claim | None = None
         self.marker = Marker(plan.server.dsn, plan.target, plan.mark)
         self.restorer = Restorer(
             plan.client, plan.dsn, plan.server.major, plan.owners, plan.tablespaces, self.running, plan.contents.edit
@@ -86,15 +86,15 @@ def run(plan: RestorePlan, catalog: Catalog, identities: Sequence[age.Identity],
                 work.note(loaded=True)
             progress.phase("building indexes and constraints")
             if again:  # what pg_restore --clean would leave, and what it would drop too much
-                target.drop_loose_indexes(plan.dsn)
-                target.drop_subscriptions(plan.dsn)
+                database.drop_loose_indexes(plan.dsn)
+                database.drop_subscriptions(plan.dsn)
             work.restorer.schema("post-data", schema, jobs=plan.jobs, again=again)
             progress.phase("gathering statistics")
-            warnings = target.analyze(plan.dsn, plan.jobs, work.running)
+            warnings = database.analyze(plan.dsn, plan.jobs, work.running)
             work.still_ours()
             if plan.creates:
-                properties = plan.contents.properties
-                warnings += target.apply_properties(plan.server, plan.target, properties, owners=plan.owners)
+                wanted = plan.contents.properties
+                warnings += properties.apply_properties(plan.server, plan.target, wanted, owners=plan.owners)
         swapped = _take_name(plan, progress) if plan.replaces is not None else None
     return Restored(plan, (times.now() - began).total_seconds(), swapped, (*refused, *warnings))
 
@@ -137,7 +137,7 @@ def _empty(work: _Work, streams: Sequence[Stream]) -> None:
     # From pg_dump 17 on large objects are made with their content; older ones make them with the tables, and loading
     # their content again overwrites it.
     made_again = int(work.plan.manifest.tools.get("pg_dump", "0").split(".")[0]) >= 17
-    target.empty(work.plan.dsn, tables, large_objects=made_again and "data-0000" in names)
+    database.empty(work.plan.dsn, tables, large_objects=made_again and "data-0000" in names)
 
 
 def _load(work: _Work, stream: Stream) -> list[Table]:
@@ -173,7 +173,7 @@ def _differing(work: _Work, tables: Sequence[Table]) -> dict[str, str]:
     """Which tables have other rows than the source had in the snapshot, and how many: table by table, and partitions
     tree by tree (their rows may come back in another partition)."""
     expected, found = Counter[str](), Counter[str]()
-    counted = target.count_rows(work.plan.dsn, [(table.schema_, table.name) for table in tables], work.running)
+    counted = database.count_rows(work.plan.dsn, [(table.schema_, table.name) for table in tables], work.running)
     for table, rows in zip(tables, counted, strict=True):
         expected[_place(table)] += table.rows
         found[_place(table)] += rows
@@ -216,7 +216,7 @@ def _new_roles(plan: RestorePlan, progress: Progress) -> Iterator[list[str]]:
     refused = roles.create(plan.new_roles, plan.server.dsn)
     try:
         if not plan.server.superuser:
-            target.join(plan.server, sorted(plan.contents.owners.intersection(plan.new_roles.create)))
+            database.join(plan.server, sorted(plan.contents.owners.intersection(plan.new_roles.create)))
         yield refused
     except BaseException as error:
         if not getattr(error, "keeps_database", False):
@@ -236,14 +236,14 @@ def _drop_roles(made: roles.Plan, plan: RestorePlan) -> str:
 def _claimed(work: _Work) -> Iterator[None]:
     """No other restore fills this database meanwhile, and what a dead one left running there is ended."""
     plan = work.plan
-    with target.claimed(plan.server, plan.target) as work.claim:
+    with database.claimed(plan.server, plan.target) as work.claim:
         if plan.resumes:
             if unfinished(plan.server.dsn).get(plan.target) != plan.mark:
                 raise BusyError(
                     f"another restore has gone on with {plan.target} since this one was planned",
                     hint="Run the same command again: it is planned anew.",
                 )
-            target.end_sessions(plan.server, plan.target)
+            database.end_sessions(plan.server, plan.target)
         yield
 
 
@@ -257,13 +257,13 @@ def _database(work: _Work) -> Iterator[None]:
     if plan.creates and not work.mark.tables:
         work.progress.phase(f"creating the database {plan.target}")
         if plan.resumes:
-            target.drop_database(plan.server, plan.target)
+            database.drop_database(plan.server, plan.target)
         _create(plan)
     try:
         if plan.creates and not work.mark.tables:
             work.note()
             if not plan.contents.properties.has_public_schema:
-                target.drop_public_schema(plan.dsn)
+                database.drop_public_schema(plan.dsn)
         yield
     except BaseException as error:
         work.running.stop()
@@ -273,7 +273,7 @@ def _database(work: _Work) -> Iterator[None]:
 
 def _create(plan: RestorePlan) -> None:
     try:
-        target.create_database(plan.server, plan.target, plan.contents.properties)
+        database.create_database(plan.server, plan.target, plan.contents.properties)
     except KeyboardInterrupt as error:  # the name was free, but whose the database is now can't be known
         error.add_note(f"The database {plan.target} may have been created, empty, at that moment: see, and drop it.")
         raise
@@ -322,8 +322,8 @@ def _clean_up(work: _Work, error: BaseException) -> str:
         )
     try:
         if "No space left" in str(error):
-            target.drop_largest(plan.dsn)
-        target.drop_database(plan.server, plan.target)
+            database.drop_largest(plan.dsn)
+        database.drop_database(plan.server, plan.target)
     except (Exception, KeyboardInterrupt) as second:  # noqa: BLE001  (it must not hide why the restore failed)
         return (
             f"The database {plan.target} was begun and could not be removed: {second or 'interrupted'}\n"

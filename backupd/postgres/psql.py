@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from psycopg import sql
 
 from backupd.manifest import DatabaseProperties
-from backupd.postgres import target
+from backupd.postgres import properties
 from backupd.postgres.process import Program, Running
 from backupd.postgres.session import Dsn
 from backupd.postgres.tools import Installation
@@ -39,17 +39,17 @@ def write_section(
 
 def create_database(wanted: DatabaseProperties, server_major: int) -> list[str]:
     """Lines that create the database named in psql's variable `target`, on servers from `server_major` on."""
-    lines = [_line(target.creation(sql.SQL(_NAME), wanted, max(server_major, 15)))]
+    lines = [_line(properties.creation(sql.SQL(_NAME), wanted, max(server_major, 15)))]
     if server_major >= 15:
         return lines
-    older = _line(target.creation(sql.SQL(_NAME), wanted, server_major))
+    older = _line(properties.creation(sql.SQL(_NAME), wanted, server_major))
     knows = "select current_setting('server_version_num')::int >= 150000 as knows_providers \\gset"
     return [knows, "\\if :knows_providers", *lines, "\\else", older, "\\endif"]
 
 
 def set_properties(wanted: DatabaseProperties) -> list[str]:
     """Lines that give that database all that dumps leave out: owner, grants, comment, settings, connection limit."""
-    return [_line(query) for _, query in target.property_statements(sql.SQL(_NAME), wanted, owners=True)]
+    return [_line(query) for _, query in properties.property_statements(sql.SQL(_NAME), wanted, owners=True)]
 
 
 def _line(query: sql.Composed) -> str:

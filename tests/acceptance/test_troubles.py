@@ -20,7 +20,7 @@ import pytest
 from backupd.errors import PostgresError
 from backupd.init import init
 from backupd.manifest import DatabaseProperties
-from backupd.postgres import target
+from backupd.postgres import database, target
 from backupd.postgres.account import server_account
 from backupd.postgres.lifetime import happens
 from backupd.postgres.server import FAST, ThrowawayServer
@@ -561,7 +561,7 @@ def test_locales(pg15: ThrowawayServer, wanted: tuple[str, str, str], said: str 
     reason = target.lacks_locale(server, properties)
     assert reason is None if said is None else reason and said in reason
     try:
-        target.create_database(server, f"copy_{N}", properties)
+        database.create_database(server, f"copy_{N}", properties)
     except PostgresError:
         assert said is not None
     else:

@@ -369,8 +369,8 @@ def test_new_roles_join_old_ones_and_are_joined_by_them() -> None:
 def test_a_new_role_joins_no_old_one_that_has_more_power_here(here: dict[str, PresentRole], more: str) -> None:
     """Two servers can have a role of one name that means something else on each."""
     source = Globals(roles("intern", "staff"), (Membership("staff", "intern"),))
-    memberships = (Membership("dba", "staff"),) if "dba" in here else ()
-    memberships += (Membership("pg_monitor", "dba"),) if more == "pg_monitor" else ()
+    memberships = [Membership("dba", "staff")] if "dba" in here else []
+    memberships += [Membership("pg_monitor", "dba")] if more == "pg_monitor" else []
     plan = decide(source, with_roles(present(), *memberships, **here))
     assert plan.create == ("intern",)
     assert plan.memberships == ()
