@@ -19,11 +19,11 @@ from backupd.config_models import Database
 from backupd.console import Style
 from backupd.errors import BackupdError, ConfigError, IntegrityError, NoBackupError
 from backupd.manifest import Manifest, id_second
-from backupd.postgres.session import Dsn
 from backupd.storage.connect import connect
 
 if TYPE_CHECKING:
     from backupd.contents import Choice
+    from backupd.postgres.session import Dsn
     from backupd.restore_plan import Request
 
 
@@ -38,6 +38,8 @@ def _catalog(config: Config) -> Iterator[Catalog]:
 
 
 def _dsn(database: Database) -> Dsn:
+    from backupd.postgres.session import Dsn
+
     password = database.password.get_secret_value() if database.password else None
     return Dsn(database.dsn.get_secret_value()).with_password(password)
 
@@ -273,6 +275,7 @@ def _choice(options: RestoreOptions) -> Choice:
 
 
 def _request(config: Config, database: str, options: RestoreOptions) -> Request:
+    from backupd.postgres.session import Dsn
     from backupd.restore_plan import Request
 
     if options.replace and options.into is not None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from backupd import __version__, times
 from backupd.manifest import Manifest
-from backupd.postgres import psql, target
+from backupd.postgres import psql
+from backupd.postgres.names import free_name
 
 _PSQL = "psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1"
 
@@ -114,7 +115,7 @@ def _needs(guide: Guide) -> str:
 
 def _name(guide: Guide) -> str:
     stamp = f"_restored_{times.compact(guide.manifest.taken_at)}"
-    name = shlex.quote(target.free_name(guide.manifest.database, stamp))
+    name = shlex.quote(free_name(guide.manifest.database, stamp))
     return "## 1. The new database's name\n\nIt must not exist yet. Change it as you like:\n\n" + _block(
         f"export PGDATABASE={name}\nexport PGCLIENTENCODING=UTF8"
     )

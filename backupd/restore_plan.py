@@ -17,7 +17,7 @@ from backupd.errors import RefusedError
 from backupd.manifest import Manifest
 from backupd.postgres import mark, roles, target
 from backupd.postgres.mark import Mark
-from backupd.postgres.names import identifier
+from backupd.postgres.names import free_name, identifier
 from backupd.postgres.session import Dsn, connect
 from backupd.postgres.tools import Installation
 
@@ -127,7 +127,7 @@ def plan(request: Request, catalog: Catalog, identities: Sequence[age.Identity])
         target=name,
         creates=creates,
         replaces=replaces,
-        kept_as=target.free_name(replaces, f"_replaced_{times.compact(request.now)}")
+        kept_as=free_name(replaces, f"_replaced_{times.compact(request.now)}")
         if replaces is not None and replaces in server.databases
         else None,
         contents=chosen,
@@ -171,7 +171,7 @@ def _destination(request: Request, manifest: Manifest, server: target.Server) ->
     if not request.replace and request.target is not None and request.target.database:
         return request.target.database, request.target.database not in server.databases
     base = _replaced(request, manifest) or manifest.properties.name
-    return target.free_name(base, f"_restored_{times.compact(request.now)}"), True
+    return free_name(base, f"_restored_{times.compact(request.now)}"), True
 
 
 def _replaced(request: Request, manifest: Manifest) -> str | None:

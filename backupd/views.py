@@ -11,9 +11,7 @@ from backupd import console, times
 from backupd.catalog import BackupRef
 from backupd.errors import BackupdError
 from backupd.manifest import Manifest, Stream
-from backupd.postgres import target
-from backupd.postgres.names import identifier
-from backupd.postgres.swap import renames, way_back
+from backupd.postgres.names import free_name, identifier, renames, way_back
 
 if TYPE_CHECKING:
     from backupd.export import Exported
@@ -269,7 +267,7 @@ def _next_steps(done: Restored) -> list[str]:
     original = plan.manifest.properties.name
     if not plan.creates or plan.choice.parts or original not in plan.server.databases:
         return []
-    kept = target.free_name(original, "_before")
+    kept = free_name(original, "_before")
     return [
         "to put it in the original's place, when nobody is connected (--replace does it while they are):",
         *(f"  {line}" for line in renames(original, plan.target, kept)),

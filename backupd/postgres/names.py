@@ -1,6 +1,8 @@
-"""Names of schemas and tables, as SQL and as pg_dump's patterns want them."""
+"""Names of databases, schemas and tables, as SQL and as pg_dump's patterns want them."""
 
 from __future__ import annotations
+
+_NAME_BYTES = 63  # PostgreSQL cuts the rest off
 
 
 def identifier(name: str) -> str:
@@ -20,3 +22,23 @@ def pattern(schema: str, table: str) -> str:
     the pattern in the client encoding: pass `--encoding=UTF8` if the database has another one.
     """
     return f"{identifier(schema)}.{identifier(table)}"
+
+
+def free_name(base: str, suffix: str) -> str:
+    """`base` + `suffix`, with the base shortened so that PostgreSQL does not cut the suffix off."""
+    room = _NAME_BYTES - len(suffix.encode())
+    return base.encode()[:room].decode("utf-8", "ignore") + suffix
+
+
+def renames(name: str, restored: str, kept: str | None) -> list[str]:
+    """The statements of a swap, for one transaction: `kept` is the original's new name, None if there is none."""
+    first = [f"ALTER DATABASE {identifier(name)} RENAME TO {identifier(kept)};"] if kept is not None else []
+    return [*first, f"ALTER DATABASE {identifier(restored)} RENAME TO {identifier(name)};"]
+
+
+def way_back(name: str, restored: str, kept: str) -> list[str]:
+    """The statements that undo a swap."""
+    return [
+        f"ALTER DATABASE {identifier(name)} RENAME TO {identifier(restored)};",
+        f"ALTER DATABASE {identifier(kept)} RENAME TO {identifier(name)};",
+    ]

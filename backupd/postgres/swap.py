@@ -16,7 +16,7 @@ from time import monotonic
 import psycopg
 
 from backupd.errors import PostgresError, RefusedError
-from backupd.postgres.names import identifier
+from backupd.postgres.names import renames
 from backupd.postgres.session import Dsn, connect, describe, explained
 
 _TRIES = 5  # a rename waits for other sessions up to five seconds, and we end them all the while
@@ -28,20 +28,6 @@ _LOCK_TIMEOUT = "10s"
 class Swapped:
     seconds: float  # for which new sessions had to wait
     ended: int  # sessions
-
-
-def renames(name: str, restored: str, kept: str | None) -> list[str]:
-    """The statements of a swap, for one transaction: `kept` is the original's new name, None if there is none."""
-    first = [f"ALTER DATABASE {identifier(name)} RENAME TO {identifier(kept)};"] if kept is not None else []
-    return [*first, f"ALTER DATABASE {identifier(restored)} RENAME TO {identifier(name)};"]
-
-
-def way_back(name: str, restored: str, kept: str) -> list[str]:
-    """The statements that undo a swap."""
-    return [
-        f"ALTER DATABASE {identifier(name)} RENAME TO {identifier(restored)};",
-        f"ALTER DATABASE {identifier(kept)} RENAME TO {identifier(name)};",
-    ]
 
 
 def swap(dsn: Dsn, name: str, restored: str, kept: str | None) -> Swapped:

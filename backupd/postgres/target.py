@@ -14,11 +14,11 @@ from psycopg import sql
 from backupd.errors import BackupdError, PostgresError
 from backupd.manifest import DatabaseProperties
 from backupd.postgres.mark import Mark, unfinished
+from backupd.postgres.names import free_name
 from backupd.postgres.privileged import Powers
 from backupd.postgres.session import Dsn, connect, describe, explained
 
 _MAINTENANCE = ("postgres", "template1")
-_NAME_BYTES = 63
 # What managed services give their users instead of a superuser.
 _STAND_INS = frozenset({"rds_superuser", "cloudsqlsuperuser", "azure_pg_admin", "alloydbsuperuser"})
 _MEMBER_OF = "select rolname from pg_roles where pg_has_role(oid, 'MEMBER')"
@@ -149,12 +149,6 @@ def _maintenance(dsn: Dsn, avoid: str | None = None) -> psycopg.Connection:
             pass  # the first error is about a database that every server has: more telling
     assert first is not None
     raise first
-
-
-def free_name(base: str, suffix: str) -> str:
-    """`base` + `suffix`, with the base shortened so that PostgreSQL does not cut the suffix off."""
-    room = _NAME_BYTES - len(suffix.encode())
-    return base.encode()[:room].decode("utf-8", "ignore") + suffix
 
 
 def encoding(dsn: Dsn) -> str:
