@@ -39,6 +39,7 @@ unit: $(VENV)/.ready-test programs ## the tests that need no server: seconds
 
 test-large: $(VENV)/.ready-test programs ## the tests that need gigabytes or many minutes
 	@$(PYTEST) -m large
+	@BACKUPD_TEST_MOMENTS=10 $(PYTEST) tests/acceptance/test_killed.py
 
 bench: $(VENV)/.ready-test programs ## measure against the shell pipeline and pg_restore
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench

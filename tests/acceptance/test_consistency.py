@@ -96,15 +96,18 @@ def bench_rows(dsn: str) -> dict[str, int]:
     return dict(zip(BENCH_TABLES, map(int, map(str, fetch(dsn, f"select {query}")[0])), strict=True))
 
 
-@pytest.mark.timeout(400)
-def test_each_backup_is_one_moment(pg15: ThrowawayServer, tmp_path: Path, new_database: NewDatabase) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("backups", [6, pytest.param(20, marks=pytest.mark.large)])
+def test_each_backup_is_one_moment(
+    pg15: ThrowawayServer, tmp_path: Path, new_database: NewDatabase, backups: int
+) -> None:
     dsn, copy = new_database(pg15), f"moment_{os.getpid()}"
     run(client_for(pg15), "pgbench", "--initialize", "--scale=2", "--quiet", dsn)
     site = local_site(tmp_path, {"bench": dsn})
     site.set("large_table_size", '"16kB"', table="databases.bench")
     written = []
     with pgbench(pg15, dsn):
-        for _ in range(20):
+        for _ in range(backups):
             (made,) = site.run("backup", "--jobs", "2", "--json").json
             try:
                 plan = site.run("restore", "bench", "--at", "latest", "--into", copy, "--jobs", "2", "--json").json
@@ -119,7 +122,7 @@ def test_each_backup_is_one_moment(pg15: ThrowawayServer, tmp_path: Path, new_da
     own = {table["stream"] for table in manifest["tables"] if table["name"] in ("pgbench_accounts", "pgbench_history")}
     assert len(own) == 2
     assert "data-0000" not in own
-    assert len(set(written)) == 20, f"nothing was written between some of the backups: {written}"
+    assert len(set(written)) == backups, f"nothing was written between some of the backups: {written}"
 
 
 # ---- locks come before the snapshot, and hold until the end
