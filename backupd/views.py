@@ -123,14 +123,15 @@ def plan_document(plan: RestorePlan) -> dict[str, Any]:
 
 def restored_document(done: Restored) -> dict[str, Any]:
     """The plan's document, with what the database is called now."""
-    swapped = done.swapped and {"seconds": round(done.swapped.seconds, 3), "sessions_ended": done.swapped.ended}
-    return plan_document(done.plan) | {
+    document = plan_document(done.plan) | {
         "dry_run": False,
         "target": done.name,
         "target_dsn": done.plan.server.dsn.replace(dbname=done.name).shown(),
-        "swapped": swapped,
         "seconds": round(done.seconds, 3),
     }
+    if done.swapped is not None:
+        document["swapped"] = {"seconds": round(done.swapped.seconds, 3), "sessions_ended": done.swapped.ended}
+    return document
 
 
 def _read(plan: RestorePlan) -> list[Stream]:
