@@ -61,7 +61,7 @@ def _leftovers(name: str, database: Database, dsn: Dsn) -> Iterator[Finding]:
                 f" and the options it was begun with; or remove it: DROP DATABASE {_line(identifier(left.name))};",
             )
         else:
-            what = "the original that a restore replaced" if left.replaced else "a restored copy, or its beginning"
+            what = "the original that a restore replaced" if left.replaced else "a restored copy"
             yield Finding(
                 f"{name} leftovers",
                 "warning",

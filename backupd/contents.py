@@ -55,6 +55,7 @@ class Contents:
     regranted: int = 0  # objects with grants that the owner makes in the place of others
     along: tuple[str, ...] = ()  # what parts need beside themselves
     left_out: tuple[str, ...] = ()  # what of the choice stays behind, for people
+    referring: tuple[str, ...] = ()  # what refers to the choice, and is no part of it
     subscriptions: tuple[str, ...] = ()
 
     @property
@@ -105,6 +106,7 @@ def contents(manifest: Manifest, schema: bytes, choice: Choice, powers: Powers) 
         regranted=sum(map(made_by_others, whole.entries)) if choice.owners and not powers.superuser else 0,
         along=selection.along if selection else (),
         left_out=(*(selection.left_out if selection else ()), *map(describe, left)),
+        referring=selection.referring if selection else (),
         subscriptions=tuple(e.tag for e in entries if e.desc == "SUBSCRIPTION"),
     )
 

@@ -308,6 +308,8 @@ def _about_parts(question: Question) -> Iterator[str]:
         yield f"Comes along, as the parts need it, without rows: {_some(contents.along)}."
     if contents.left_out:
         yield f"Left out: {_some(contents.left_out)}."
+    if contents.referring:
+        yield f"Refer to it, and are no part of it: {_some(contents.referring)}."
     if question.choice.parts:
         yield "Large objects and functions named only in the text of others are no part of a table: they are left out."
     for name in contents.subscriptions:

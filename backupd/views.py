@@ -11,7 +11,7 @@ from backupd import console, times
 from backupd.catalog import BackupRef
 from backupd.errors import BackupdError
 from backupd.manifest import Manifest, Stream
-from backupd.postgres.names import free_name, identifier, renames, way_back
+from backupd.postgres.names import free_name, identifier, literal, renames, way_back
 
 if TYPE_CHECKING:
     from backupd.export import Exported
@@ -110,6 +110,7 @@ def plan_document(plan: RestorePlan) -> dict[str, Any]:
         "rows": contents.rows,
         "along": contents.along,
         "left_out": contents.left_out,
+        "referring": contents.referring,
         "roles_created": plan.new_roles.create if plan.new_roles else (),
         "role_differences": plan.new_roles.differences if plan.new_roles else (),
         "raw_bytes": manifest.raw_bytes,
@@ -256,13 +257,16 @@ def _next_steps(done: Restored) -> list[str]:
     if done.swapped is not None:
         if plan.kept_as is None or plan.replaces is None:
             return []
+        other = plan.server.dsn
         return [
             (
                 f"the original is kept as {plan.kept_as}; new sessions waited {done.swapped.seconds:.1f} s,"
                 f" {done.swapped.ended} were ended"
             ),
-            "the way back, when nobody is connected:",
+            f"the way back: connect to another database, {shlex.quote(other.shown())}; then, all in one go:",
+            f"  SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {literal(plan.replaces)};",  # noqa: S608
             *(f"  {line}" for line in way_back(plan.replaces, plan.target, plan.kept_as)),
+            f"  (what was written since the swap is in {plan.target} then)",
             f"when you are sure that it is not needed any more: DROP DATABASE {identifier(plan.kept_as)};",
         ]
     original = plan.manifest.properties.name

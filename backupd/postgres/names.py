@@ -15,6 +15,11 @@ def unquoted(quoted: str) -> str:
     return quoted[1:-1].replace('""', '"')
 
 
+def literal(text: str) -> str:
+    """The text as an SQL string, whatever is in it (with standard_conforming_strings, as everywhere since 9.1)."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def pattern(schema: str, table: str) -> str:
     """A pattern for pg_dump's -t, --exclude-table-data and the like that matches this table alone.
 

@@ -43,6 +43,7 @@ class Selection:
     owners: Mapping[tuple[str, str], tuple[str, str]]  # of those sequences that a table owns: the table
     along: tuple[str, ...]  # what the selection refers to and cannot do without: only defined, without rows
     left_out: tuple[str, ...]  # what belongs to the selection and refers to what is not in it
+    referring: tuple[str, ...] = ()  # what refers to it and is no part of it: others' foreign keys, and views
 
 
 def describe(entry: Entry) -> str:
@@ -101,7 +102,14 @@ class _Selector:
             owners=self._owners(sequences),
             along=tuple(describe(self._by_id[i]) for i in along),
             left_out=tuple(describe(e) for e in self._all if e.dump_id in self._left_out),
+            referring=tuple(describe(e) for e in self._all if self._refers(e, there)),
         )
+
+    def _refers(self, entry: Entry, there: set[int]) -> bool:
+        """Whether DROP … CASCADE of what was chosen takes this along, and it does not come back with it."""
+        if entry.desc not in ("FK CONSTRAINT", "VIEW", "MATERIALIZED VIEW") or entry.dump_id in there | self._left_out:
+            return False
+        return not self._chosen.isdisjoint(entry.dependencies)
 
     # ---- what the archive says of itself
 

@@ -63,7 +63,10 @@ def shell_lines(page: Path) -> Iterator[str]:
 
 def typed(line: str) -> list[str] | None:
     """The arguments of `backupd` in a line of shell; None if it is another program's."""
-    words = shlex.split(line, comments=True)
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError:  # a part of a text of several lines
+        return None if "backupd" not in line else [line]
     for end, word in enumerate(words):
         if word in ("|", "||", "&&", ";", ">", "<", "&"):
             words = words[:end]
