@@ -58,7 +58,9 @@ class Living:
     def dump(self) -> list[str]:
         return dump_sql(client_for(self.server), self.dsn)
 
-    def follow(self, section: str, folder: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    def follow(
+        self, section: str, folder: Path, code: int = 0, table: str = "public.orders", more: str = ""
+    ) -> subprocess.CompletedProcess[str]:
         """Run a section's blocks after the first of the page, its values replaced."""
         text = PAGE.read_text()
         first = BLOCK.search(text)
@@ -69,7 +71,7 @@ class Living:
             "TARGET": f"postgresql://postgres@127.0.0.1:{self.server.port}",
             "ORIGINAL": self.name,
             "COPY": COPY,
-            "TABLE": "public.orders",
+            "TABLE": table,
             "COLUMNS": "id, customer, note",
         }
         assert re.findall(r"(?m)^export ([A-Z]+)=", first[1]) == list(values)
@@ -92,7 +94,7 @@ class Living:
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
         done = subprocess.run(
-            [sh, "-eu", "-c", "".join(blocks)],
+            [sh, "-eu", "-c", "".join(blocks).replace('--table "$TABLE"', f'--table "$TABLE"{more}')],
             env=environ,
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -162,3 +164,16 @@ def test_a_table_was_dropped(living: Living, tmp_path: Path) -> None:
     assert COPY not in databases(living.server)
     living.do("insert into orders (customer) values (3)")
     assert living.ask("select max(id) from orders") == [(301,)]
+
+
+def test_a_table_that_others_refer_to_was_dropped(living: Living, tmp_path: Path) -> None:
+    """The plan names their foreign keys, and these come back too."""
+    before = living.dump()
+    living.do("create view names as select name from customers")
+    living.site.run("backup")
+    living.do("drop table customers cascade")
+    options = ["--at", "latest", "--table", "customers", "--into", COPY, "--dry-run", "--json"]
+    plan = living.site.run("restore", "shop", *options).json
+    assert plan["referring"] == ["view public.names", "fk constraint public.orders orders_customer_fkey"]
+    living.follow("The table was dropped", tmp_path, table="public.customers", more=" --table public.orders")
+    assert living.dump() == before
