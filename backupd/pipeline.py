@@ -129,6 +129,15 @@ def fetch(storage: Storage, stream: Stream, identities: Sequence[age.Identity], 
             )
 
 
+def read(storage: Storage, stream: Stream, identities: Sequence[age.Identity]) -> bytes:
+    """All of a small stream, whole and checked. Raises as `fetch` does."""
+    data = bytearray()  # the views that come are of one buffer: each is copied before the next
+    with closing(fetch(storage, stream, identities, lambda _: None)) as chunks:
+        for chunk in chunks:
+            data += chunk
+    return bytes(data)
+
+
 class _Reader:
     """Chunks as the file that zstandard reads from."""
 

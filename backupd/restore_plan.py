@@ -145,11 +145,8 @@ def plan(request: Request, catalog: Catalog, identities: Sequence[age.Identity])
 
 def schema_archive(catalog: Catalog, manifest: Manifest, identities: Sequence[age.Identity]) -> bytes:
     """All definitions, whole and checked: also the proof that an identity opens the backup."""
-    with (
-        preflight.identity_explained(),
-        closing(pipeline.fetch(catalog.storage, manifest.schema_stream, identities, lambda _: None)) as chunks,
-    ):
-        return b"".join(chunks)
+    with preflight.identity_explained():
+        return pipeline.read(catalog.storage, manifest.schema_stream, identities)
 
 
 def _new_roles(
@@ -158,8 +155,7 @@ def _new_roles(
     """The backup's roles that the server lacks. For a whole database all of them: who logs in may have nothing in it
     but through another role. For parts those that they name, and what these are members of."""
     (stream,) = manifest.of_kind("globals")
-    with closing(pipeline.fetch(catalog.storage, stream, identities, lambda _: None)) as chunks:
-        script = roles.parse(roles.decode(b"".join(chunks)))
+    script = roles.parse(roles.decode(pipeline.read(catalog.storage, stream, identities)))
     with closing(connect(server.dsn)) as connection:
         return roles.plan(script, connection, only=chosen.roles if chosen.edit.selection is not None else None)
 
