@@ -103,7 +103,7 @@ def empty(dsn: Dsn, tables: Sequence[tuple[str, str]], *, large_objects: bool) -
             if number % _COUNTS_PER_QUERY == 0:
                 connection.commit()  # each locks its table until then
         connection.commit()
-        query = "select lo_unlink(oid) from (select oid from pg_largeobject_metadata limit 1000) some"
+        query = "select lo_unlink(oid) from (select oid from pg_largeobject_metadata limit 1000) as batch"
         while large_objects and connection.execute(query).rowcount:
             connection.commit()  # each is a lock until then
 

@@ -150,7 +150,13 @@ def test_its_commands_are_real_ones(player: Player) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("moment", ["files", "$ cd", "$ backupd backup", "creating the tables"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        *(pytest.param(each, marks=pytest.mark.large) for each in ("files", "$ cd", "creating the tables")),
+        "$ backupd backup",
+    ],
+)
 def test_runs_again_at_once_after_it_was_ended(player: Player, number: signal.Signals, moment: str) -> None:
     process = player.start()
     if moment == "files":  # in initdb

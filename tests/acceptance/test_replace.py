@@ -242,7 +242,7 @@ def settled(shop: Shop, before: set[str]) -> bool:
         return False
 
 
-@pytest.mark.parametrize("late", [0.0, 0.02])
+@pytest.mark.parametrize("late", [pytest.param(0.0, marks=pytest.mark.large), 0.02])
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_at_any_moment(shop: Shop, phase: str, late: float) -> None:
     """SIGKILL: nobody cleans up. Either the original answers under the name, or the restored database."""
@@ -263,7 +263,9 @@ def test_killed_at_any_moment(shop: Shop, phase: str, late: float) -> None:
     assert shop.rows() == 1
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, code", [pytest.param(signal.SIGINT, 130, marks=pytest.mark.large), (signal.SIGTERM, 143)]
+)
 @pytest.mark.parametrize("phase", PHASES[1:5])
 def test_interrupted_at_any_moment(shop: Shop, phase: str, number: signal.Signals, code: int) -> None:
     with killed_at(shop, phase, number, 0.0) as restore:

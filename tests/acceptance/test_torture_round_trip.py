@@ -29,7 +29,7 @@ CASES = [
         major,
         shape,
         id=f"pg{major}, {shape}",
-        marks=[pytest.mark.large] if shape == "a stream for each table" and major != TESTED_MAJORS[0] else [],
+        marks=[pytest.mark.large] if shape == "a stream for each table" or (major, shape) == (17, "one job") else [],
     )
     for major in TESTED_MAJORS
     for shape in SHAPES

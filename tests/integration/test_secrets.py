@@ -249,7 +249,7 @@ def test_target_password_is_not_shown(account: Account, pg15: ThrowawayServer, t
     assert account.password not in as_json.out + as_json.err
 
 
-@pytest.mark.parametrize("look", LOOKS, ids=["text", "json"])
+@pytest.mark.parametrize("look", [pytest.param(LOOKS[0], marks=pytest.mark.large), LOOKS[1]], ids=["text", "json"])
 def test_failures_do_not_show_passwords(account: Account, tmp_path: Path, look: tuple[str, ...]) -> None:
     site = in_a_password_file(tmp_path / "site", account)
     genuine, wrong = site.config.read_text(), f"wrong-{secrets.token_hex(8)}"
