@@ -201,7 +201,7 @@ def _connection_hint(text: str) -> str:
     if "too many clients" in text or "remaining connection slots" in text:
         return "The server has no connection to spare: end some sessions, or raise max_connections."
     if "password" in text:
-        return "Check user and password: password_file, the dsn's own, PGPASSWORD or ~/.pgpass."
+        return "Check user and password: password_file (not for --target), the dsn's own, PGPASSWORD or ~/.pgpass."
     if "Connection refused" in text or "No such file" in text or "timeout" in text:
         return "Is the server running, and are host and port of the dsn right?"
     if "does not exist" in text:
