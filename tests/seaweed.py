@@ -148,7 +148,7 @@ class SeaweedServer:
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.localSocket=" + str(self._folder / "s3.sock")),
             *("-filer.localSocket=" + str(self._folder / "filer.sock"), "-master.telemetry=false"),
             "-s3.autoCreateBucket=false",
-            *("-master.volumeSizeLimitMB=256", "-volume.max=50", "-volume.minFreeSpace=1MiB"),
+            *("-master.volumeSizeLimitMB=256", "-volume.max=2000", "-volume.minFreeSpace=1MiB"),
             *options,
         ]
         with self.log.open("ab") as log:
