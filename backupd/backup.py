@@ -125,7 +125,7 @@ def plan_parts(job: Job, source: Source, client: Installation, application: str)
         Part("schema", "schema", "schema", tool.schema(alone=all_tables)),
         Part("globals", "globals", "roles", tool.globals()),
         Part(
-            "data-0000",
+            manifest.SHARED_STREAM,
             "data",
             f"{len(small)} tables" if small else "sequences and large objects",
             tool.all_but([t for group in apart for t in group], alone=all_tables),

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from backupd.errors import RefusedError
-from backupd.manifest import DatabaseProperties, Manifest, Stream, Table
+from backupd.manifest import SHARED_STREAM, DatabaseProperties, Manifest, Stream, Table
 from backupd.postgres import archive
 from backupd.postgres.archive import Archive, Entry
 from backupd.postgres.edit import Edit, roles_named
 from backupd.postgres.privileged import Powers, dependents, lent, made_by_others, privileged, superusers
 from backupd.postgres.selection import describe, select
 
-_SHARED = "data-0000"  # the stream of all small tables, and of sequences and large objects
 _ALL_ALONG = ("COMMENT", "ACL")  # what goes with an extension without being asked
 _FOR_ROLES = ("POLICY", "USER MAPPING")
 _NOBODYS = ("ACL", "COMMENT", "DATABASE", "DATABASE PROPERTIES")  # name an owner, and make nobody one
@@ -136,9 +135,9 @@ def _streams(manifest: Manifest, edit: Edit, tables: Sequence[Table]) -> tuple[S
     if edit.selection is None:
         return tuple(manifest.of_kind("data"))
     wanted = {table.stream for table in tables}
-    own = {(t.schema_, t.name) for t in tables if t.stream != _SHARED}
+    own = {(t.schema_, t.name) for t in tables if t.stream != SHARED_STREAM}
     if any(edit.selection.owners.get(sequence) not in own for sequence in edit.selection.sequences):
-        wanted.add(_SHARED)
+        wanted.add(SHARED_STREAM)
     return tuple(stream for stream in manifest.of_kind("data") if stream.name in wanted)
 
 

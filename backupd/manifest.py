@@ -17,6 +17,7 @@ from backupd import times
 from backupd.errors import IntegrityError
 
 FORMAT = 1
+SHARED_STREAM = "data-0000"  # that of the small tables, the sequences and the large objects
 _ID = re.compile(r"(\d{8}T\d{6}Z)-[a-z0-9]{6}")
 _HINT = "Its signature is right, so it was written like this. Choose another backup: backupd list."
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"

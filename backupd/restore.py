@@ -13,7 +13,7 @@ from backupd import pipeline, times
 from backupd.catalog import Catalog
 from backupd.crypto import age
 from backupd.errors import BusyError, IntegrityError, ProofError
-from backupd.manifest import Stream, Table
+from backupd.manifest import SHARED_STREAM, Stream, Table
 from backupd.postgres import archive, database, properties, roles, workers
 from backupd.postgres.mark import Mark, Marker, unfinished
 from backupd.postgres.names import identifier
@@ -22,8 +22,6 @@ from backupd.postgres.restorer import Restorer
 from backupd.postgres.swap import Swapped, swap
 from backupd.progress import Progress
 from backupd.restore_plan import RestorePlan
-
-_SHARED = "data-0000"  # the stream of the small tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +134,8 @@ def _empty(work: _Work, streams: Sequence[Stream]) -> None:
     tables = [(t.schema_, t.name) for t in work.plan.contents.tables if t.stream in names]
     # From pg_dump 17 on large objects are made with their content; older ones make them with the tables, and loading
     # their content again overwrites it.
-    made_again = int(work.plan.manifest.tools.get("pg_dump", "0").split(".")[0]) >= 17
-    database.empty(work.plan.dsn, tables, large_objects=made_again and "data-0000" in names)
+    made_again = work.plan.manifest.dump_major >= 17
+    database.empty(work.plan.dsn, tables, large_objects=made_again and SHARED_STREAM in names)
 
 
 def _load(work: _Work, stream: Stream) -> list[Table]:
@@ -293,7 +291,7 @@ def _confirmed(work: _Work) -> Mark:
     if wrong and mark.loaded:
         return nothing
     lost = {table.stream for table in tables if _place(table) in wrong}
-    if _SHARED in redone | lost and _fills_extensions(work):
+    if SHARED_STREAM in redone | lost and _fills_extensions(work):
         return nothing
     return replace(mark, done=mark.done - lost)
 
@@ -301,7 +299,7 @@ def _confirmed(work: _Work) -> Mark:
 def _fills_extensions(work: _Work) -> bool:
     """Whether the stream of small tables has rows of extensions' own tables: some of those are there from the start,
     so what was loaded of them can't be taken back."""
-    stream = next((s for s in work.plan.contents.streams if s.name == _SHARED), None)
+    stream = next((s for s in work.plan.contents.streams if s.name == SHARED_STREAM), None)
     if stream is None:
         return False
     known = {(table.schema_, table.name) for table in work.plan.manifest.tables}
@@ -337,4 +335,8 @@ def _take_name(plan: RestorePlan, progress: Progress) -> Swapped:
     """Swap the names. Whatever stops it, the restored database is complete and stays."""
     assert plan.replaces is not None
     progress.phase(f"putting {plan.target} in the place of {plan.replaces}")
-    return swap(plan.server.dsn, plan.replaces, plan.target, plan.kept_as)
+    try:
+        return swap(plan.server.dsn, plan.replaces, plan.target, plan.kept_as)
+    except BaseException as error:
+        error.keeps_database = True  # type: ignore[attr-defined]  # and with it the roles that were made for it
+        raise

@@ -95,7 +95,7 @@ def _taken(dsn: Dsn, name: str, oid: int | None) -> bool | None:
     """Whether the restored database has the name; None if the server does not say."""
     try:
         with closing(connect(dsn)) as connection:
-            return _oid(connection, name) == oid
+            return oid is not None and _oid(connection, name) == oid
     except PostgresError:
         return None
 

@@ -316,6 +316,22 @@ def test_a_name_that_stays_locked_is_told_with_the_way_on(shop: Shop) -> None:
     assert left not in databases(shop.server)
 
 
+def test_roles_made_for_a_copy_that_stays_stay_too(shop: Shop) -> None:
+    """The swap fails, the copy is complete: whoever swaps by hand later needs its logins."""
+    shop.execute("create role cashier login", on="postgres")
+    try:
+        shop.site.run("backup")
+        shop.execute("drop role cashier", on="postgres")
+        with psycopg.connect(shop.server.dsn()) as holder:
+            holder.execute("comment on database shop is 'held'")
+            error = shop.restore("--create-roles", code=6)["error"]
+        assert "is complete" in error["detail"]
+        with psycopg.connect(shop.server.dsn()) as connection:
+            assert connection.execute("select from pg_roles where rolname = 'cashier'").rowcount == 1
+    finally:
+        shop.execute("drop role if exists cashier", on="postgres")
+
+
 # ---- under load
 
 
