@@ -7,12 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backupd.init import init
+from tests.forker import FORKER
 from tests.seaweed import SeaweedServer
 
 COMMAND = (sys.executable, "-m", "backupd")
@@ -63,6 +64,17 @@ class Site:
 
     def run(self, *arguments: str, code: int | None = 0, timeout: float = 240) -> Outcome:
         """Run to the end; fails the test if the exit code is not `code` (None: any)."""
+        outcome = self._forked(arguments, timeout) if FORKER.fits(self.environ) else self._started(arguments, timeout)
+        assert code is None or outcome.code == code, f"exit {outcome.code}, not {code}:\n{outcome.out}\n{outcome.err}"
+        assert "Traceback" not in outcome.err, outcome.err
+        return outcome
+
+    def _forked(self, arguments: Sequence[str], timeout: float) -> Outcome:
+        given = ["--config", str(self.config), *arguments]
+        code, out, err = FORKER.run(given, self.environ, self.folder, timeout)
+        return Outcome(code, out.decode(), err.decode())
+
+    def _started(self, arguments: Sequence[str], timeout: float) -> Outcome:
         done = subprocess.run(
             self.command(*arguments),
             stdin=subprocess.DEVNULL,
@@ -73,10 +85,7 @@ class Site:
             cwd=self.folder,
             check=False,
         )
-        outcome = Outcome(done.returncode, done.stdout, done.stderr)
-        assert code is None or outcome.code == code, f"exit {outcome.code}, not {code}:\n{outcome.out}\n{outcome.err}"
-        assert "Traceback" not in outcome.err, outcome.err
-        return outcome
+        return Outcome(done.returncode, done.stdout, done.stderr)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Run in the background; the caller waits for it or kills it."""
