@@ -14,7 +14,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format unit test-large bench bench-memory programs clean
+.PHONY: help demo test lint format unit test-large mutate bench bench-memory bench-verify programs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,11 +41,17 @@ test-large: $(VENV)/.ready-test programs ## the tests that need gigabytes or man
 	@$(PYTEST) -m large
 	@BACKUPD_TEST_MOMENTS=10 $(PYTEST) tests/acceptance/test_killed.py
 
+mutate: $(VENV)/.ready-test programs ## change restored copies in a hundred ways: verify must notice each
+	@$(BIN)/python -m tests.mutations
+
 bench: $(VENV)/.ready-test programs ## measure against the shell pipeline and pg_restore
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench
 
 bench-memory: $(VENV)/.ready-test programs ## measure memory and local disk on several gigabytes
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench.memory
+
+bench-verify: $(VENV)/.ready-test programs ## measure what fingerprints and test restores cost
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench.verify
 
 programs: # age, minisign and zstd for the tests
 	@tests/install-programs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,13 +16,16 @@ from backupd.catalog import Catalog, data_prefix
 from backupd.crypto import age, minisign
 from backupd.errors import PostgresError
 from backupd.manifest import Manifest, Stream, Table
-from backupd.postgres import dump, inventory, snapshot, workers
+from backupd.postgres import dump, inventory, sequences, snapshot, survey, workers
 from backupd.postgres.inventory import SourceTable
 from backupd.postgres.process import Running
+from backupd.postgres.sequences import Span
 from backupd.postgres.session import Dsn, explained
 from backupd.postgres.snapshot import Source
+from backupd.postgres.survey import Surveyed
 from backupd.postgres.tools import Installation, choose_client, find_installations
 from backupd.progress import Progress
+from backupd.reference import Reference
 
 _MOST_OWN_STREAMS = 256  # beside the one of small tables; each costs a pg_dump, which reads the whole catalog
 _MIDDLING = 8 << 20  # bytes from which a table is kept apart from the many small ones, to be restored without them
@@ -40,6 +43,7 @@ class Job:
     level: int = 1  # zstd
     lock_timeout: timedelta = timedelta(seconds=30)
     large_table: int = 64 << 20  # bytes from which a table has a stream of its own; middling ones fill half of it
+    content: bool = False  # hash every row too, for test restores
     bin_dirs: Sequence[Path] = ()
 
 
@@ -62,7 +66,7 @@ def run(job: Job, catalog: Catalog, progress: Progress) -> Manifest:
     if begins:  # a disk that is not mounted and a mistyped prefix look just like this
         progress.warn(f"{catalog.storage.url} held no repository: a new one was begun there")
     progress.phase(f"{job.database}: locking tables and taking a snapshot")
-    with snapshot.take(job.dsn, lock_timeout=job.lock_timeout, holder=repository) as source:
+    with snapshot.take(job.dsn, lock_timeout=job.lock_timeout, holder=repository, parallel=job.content) as source:
         backup_id = manifest.new_id(source.taken_at)
         client = choose_client(find_installations(job.bin_dirs), source.major)
         application = f"backupd {backup_id}"
@@ -70,8 +74,11 @@ def run(job: Job, catalog: Catalog, progress: Progress) -> Manifest:
         progress.phase(f"{job.database}: dumping {len(source.tables)} tables in {len(parts)} streams")
         try:
             with snapshot.Watch(source, application, job.lock_timeout, running) as watch:
-                stored, rows = _dump(job, catalog, source, backup_id, parts, running, progress, watch)
-            made = describe(job, source, client, repository, backup_id, started_at, stored, rows)
+                before = survey.positions(source, job.lock_timeout)
+                stored, found = _dump(job, catalog, source, backup_id, parts, running, progress, watch)
+                spans = sequences.spans(before, survey.positions(source, job.lock_timeout))
+            reference = store_reference(job, catalog, source, backup_id, found, spans)
+            made = describe(job, source, client, repository, backup_id, started_at, stored, found, reference)
             source.check_alive()  # a session lost earlier would have let tables change under the dump
             catalog.commit(made, job.signing_key)
         except BaseException as error:
@@ -93,21 +100,23 @@ def _dump(
     running: Running,
     progress: Progress,
     watch: snapshot.Watch,
-) -> tuple[list[Stream], dict[int, int]]:
-    """All streams, and beside them the rows of each table, counted in the same snapshot."""
+) -> tuple[list[Stream], Surveyed]:
+    """All streams, and beside them what the source holds in the same snapshot."""
     counted = [table for part in parts for table in _tables_of(part, source)]
+    look = partial(survey.survey, source, counted, running, timeout=job.lock_timeout, content=job.content)
     try:
-        stored, rows = workers.run(
+        stored, found = workers.run(
             [partial(store, job, catalog, backup_id, part, running, progress) for part in ordered(parts)],
             job.jobs,
             running,
-            beside=partial(snapshot.count, source, counted, running),
+            beside=look,
         )
     except (PostgresError, workers.Cancelled) as error:
         if watch.error is not None:  # what it stopped failed because of that
             raise watch.error from error
         raise
-    return stored, rows or {}
+    assert found is not None
+    return stored, found
 
 
 def plan_parts(job: Job, source: Source, client: Installation, application: str) -> list[Part]:
@@ -183,16 +192,43 @@ def store(job: Job, catalog: Catalog, backup_id: str, part: Part, running: Runni
             advance=partial(progress.advance, part.name),
         )
     progress.end(part.name)
+    return _stream(key, part.kind, stored, monotonic() - began, part.tables)
+
+
+def _stream(key: str, kind: str, stored: pipeline.Stored, seconds: float, tables: tuple[str, ...] = ()) -> Stream:
     return Stream(
         key=key,
-        kind=part.kind,  # type: ignore[arg-type]
-        tables=part.tables,
+        kind=kind,  # type: ignore[arg-type]
+        tables=tables,
         raw_bytes=stored.raw_bytes,
         stored_bytes=stored.stored_bytes,
         sha256=stored.sha256,
         header_sha256=stored.header_sha256,
-        seconds=round(monotonic() - began, 3),
+        seconds=round(seconds, 3),
     )
+
+
+def store_reference(
+    job: Job, catalog: Catalog, source: Source, backup_id: str, found: Surveyed, spans: Mapping[str, Span]
+) -> Stream:
+    """Keep what a restored copy will be held against, beside the streams and as they are."""
+    began, key = monotonic(), f"{data_prefix(job.database, backup_id)}reference.json.zst.age"
+    record = Reference(
+        inventory=found.inventory,
+        sequences=spans,
+        bootstrap=inventory.bootstrap(source.connection),
+        probe=found.probe,
+        large_objects=found.large_objects,
+    )
+    stored = pipeline.store(
+        [record.encode()],
+        catalog.storage,
+        key,
+        recipients=job.recipients,
+        level=job.level,
+        advance=lambda _: None,
+    )
+    return _stream(key, "reference", stored, monotonic() - began)
 
 
 def describe(
@@ -203,7 +239,8 @@ def describe(
     backup_id: str,
     started_at: datetime,
     streams: Sequence[Stream],
-    rows: dict[int, int],
+    found: Surveyed,
+    reference: Stream,
 ) -> Manifest:
     """The manifest, its inventory read in the dump's own snapshot."""
     holding = {table: stream.name for stream in streams for table in stream.tables}
@@ -235,11 +272,18 @@ def describe(
             streams=tuple(sorted(streams, key=lambda stream: stream.key)),
             tables=tuple(
                 Table(
-                    schema_=t.schema, name=t.name, rows=rows[t.oid], bytes=t.bytes, stream=holding[t.sql], root=t.root
+                    schema_=t.schema,
+                    name=t.name,
+                    rows=found.rows[t.oid],
+                    content=found.contents.get(t.oid),
+                    bytes=t.bytes,
+                    stream=holding[t.sql],
+                    root=t.root,
                 )
                 for t in source.tables
                 if t.has_rows
             ),
+            reference=reference,
         )
 
 

@@ -60,7 +60,7 @@ class Catalog:
 
     def __init__(self, storage: Storage, trusted: Sequence[minisign.PublicKey]) -> None:
         self.storage = storage
-        self._trusted = trusted
+        self.trusted = trusted
         self._repository: str | None = None
         self._committed: set[str] = set()
 
@@ -185,23 +185,28 @@ class Catalog:
         """The checked manifest, and its bytes as they were signed."""
         where = manifest_key(ref.database, ref.id)
         try:
-            data = self._small(where, _MANIFEST_LIMIT)
+            data = self.read_signed(where, signature_key(ref.database, ref.id), _MANIFEST_LIMIT)
         except ObjectMissingError as error:
             raise NoBackupError(
                 f"backup {ref.id} of {ref.database} is gone", detail="Its manifest was deleted since it was listed."
             ) from error
-        try:
-            signature = self._small(signature_key(ref.database, ref.id), _SIGNATURE_LIMIT)
-        except ObjectMissingError as error:
-            raise IntegrityError(
-                f"the manifest of backup {ref.id} of {ref.database} has no signature",
-                detail=signature_key(ref.database, ref.id),
-                hint="A manifest that nobody signed is not believed. Choose an older backup: backupd list.",
-            ) from error
-        minisign.verify(signature.decode("utf-8", "replace"), data, self._trusted, what=where)
         found = manifests.decode(data, where)
         self._in_its_place(found, ref, where)
         return found, data
+
+    def read_signed(self, key: str, signature: str, limit: int) -> bytes:
+        """A small object that a trusted signer signed. Raises IntegrityError, and ObjectMissingError if it is gone."""
+        data = self._small(key, limit)
+        try:
+            signed = self._small(signature, _SIGNATURE_LIMIT)
+        except ObjectMissingError as error:
+            raise IntegrityError(
+                f"{key} has no signature",
+                detail=signature,
+                hint="What nobody signed is not believed. Choose an older backup: backupd list.",
+            ) from error
+        minisign.verify(signed.decode("utf-8", "replace"), data, self.trusted, what=key)
+        return data
 
     def _small(self, key: str, limit: int) -> bytes:
         """An object that is never large; one that is was not written by backupd, and is no reason to read it all."""
@@ -234,7 +239,7 @@ class Catalog:
         prefix = data_prefix(manifest.database, manifest.id)
         sizes = {info.key: info.size for info in self.storage.list(prefix)}
         wrong = []
-        for stream in manifest.streams:
+        for stream in manifest.objects:
             if not stream.key.startswith(prefix):
                 wrong.append(f"{stream.key} lies outside of {prefix}")
             elif stream.key not in sizes:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psycopg
 
 from backupd import times
 from backupd.config import Config
 from backupd.config_models import Database
-from backupd.errors import BackupdError
+from backupd.errors import BackupdError, PostgresError
 from backupd.finding import Finding, failed
-from backupd.postgres import inventory, target
+from backupd.postgres import inventory, scratch, target
 from backupd.postgres.names import identifier
 from backupd.postgres.session import Dsn, connect, explained
-from backupd.postgres.tools import choose_client, find_installations
+from backupd.postgres.tools import choose_client, choose_server, find_installations
 
 _SKEW = 5.0  # seconds between our clock and a server's that deserve a word
 
@@ -34,6 +36,7 @@ def examine(config: Config, database: Database, dsn: Dsn) -> Iterator[Finding]:
             yield Finding(name, "ok", f"{where}, dumped by {client}")
             yield _privileges(name, connection, standby)
             yield from _locks(name, connection)
+            yield from _scratch(name, config, database, connection, version_num // 10000)
             skew = abs((times.now() - clock).total_seconds())
             if skew > _SKEW:
                 hint = "Backups carry the server's time. Set the clocks right (NTP)."
@@ -68,6 +71,27 @@ def _leftovers(name: str, database: Database, dsn: Dsn) -> Iterator[Finding]:
                 f"{_line(left.name)} ({times.human_bytes(left.size)}) is {what}",
                 f"When it is not needed any more: DROP DATABASE {_line(identifier(left.name))};",
             )
+
+
+def _scratch(
+    name: str, config: Config, database: Database, connection: psycopg.Connection, major: int
+) -> Iterator[Finding]:
+    """Whether backups can be verified here on a throw-away server, if this host opens them at all."""
+    if config.encryption.identity_file is None or database.verify.scratch_dsn is not None:
+        return
+    try:
+        server = choose_server(find_installations(config.postgres.bin_dirs), major)
+    except PostgresError as error:
+        yield Finding(f"{name} verify", "warning", f"cannot run here: {error.message}", error.hint)
+        return
+    folder = database.verify.scratch_folder or Path(tempfile.gettempdir())
+    row = connection.execute("select pg_database_size(current_database())").fetchone()
+    short = scratch.room(folder, row[0] if row else 0)
+    if short is not None:
+        hint = "Make room, or name another folder: scratch_folder in [defaults.verify]."
+        yield Finding(f"{name} verify", "warning", f"cannot run here: {short}", hint)
+        return
+    yield Finding(f"{name} verify", "ok", f"on a throw-away server, {server}, in {folder}")
 
 
 def _facts(connection: psycopg.Connection) -> tuple[int, str, bool, datetime]:

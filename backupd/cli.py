@@ -10,8 +10,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from threading import Timer
 from time import monotonic
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -162,6 +164,41 @@ def export(given: Globals, /, database: str, **options: object) -> None:
 
 
 @app.command()
+@database_argument
+@click.option(
+    "--at", default="latest", metavar="TIME", help="ISO 8601, 'latest' (the default), an age (90m, 2h, 3d), or an ID."
+)
+@click.option(
+    "--fingerprint", type=click.Choice(["off", "rows", "content"]), help="What is compared; default: the configured."
+)
+@click.option(
+    "--server-major", type=click.IntRange(13), metavar="N", help="Rehearse an upgrade: restore into PostgreSQL N."
+)
+@click.option("--accept", is_flag=True, help="What vanished or shrank since the last proven backup was meant to.")
+@jobs_option
+@json_option
+@click.pass_obj
+def verify(given: Globals, /, database: str, **options: Any) -> int:
+    """Restore a backup into scratch, compare it with its source, and record the signed proof."""
+    from backupd import verify_command
+
+    config = verify_command.load(given.config)
+    return verify_command.verify(given.style, config, database, verify_command.VerifyOptions(**options))
+
+
+@app.command()
+@database_argument
+@click.option("--since", metavar="TIME", help="ISO 8601 or an age (90d). Default: everything.")
+@json_option
+@click.pass_obj
+def evidence(given: Globals, database: str, since: str | None, as_json: bool) -> int:
+    """Report, from verified signatures alone, which backups were proven to restore."""
+    from backupd import verify_command
+
+    return verify_command.evidence(verify_command.load(given.config), database, since, as_json)
+
+
+@app.command()
 @click.option("--folder", metavar="DIR", help="Where to play. An earlier demo there is replaced.")
 @click.pass_obj
 def demo(given: Globals, folder: str | None) -> None:
@@ -183,6 +220,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 _PATIENCE = 10.0  # seconds in which cleaning up after a signal is not interrupted by another
+_MOMENT = 0.05  # seconds, in which the main thread leaves the destructor
 _last_signal = 0.0
 
 
@@ -196,7 +234,20 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
         raise Terminated(number)
 
 
+def _again(lost: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised in destructors and callbacks. Our end must not be dropped: the signal comes again."""
+    if not isinstance(lost.exc_value, Terminated):
+        sys.__unraisablehook__(lost)
+        return
+    global _last_signal
+    _last_signal = 0.0
+    resend = Timer(_MOMENT, os.kill, [os.getpid(), lost.exc_value.number])
+    resend.daemon = True
+    resend.start()
+
+
 def _heed_signals() -> None:
+    sys.unraisablehook = _again
     for each in _ENDING:
         if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup and shells set it, for a reason
             signal.signal(each, _terminate)

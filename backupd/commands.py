@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backupd import config as configuration
-from backupd import console, times, views
+from backupd import console, proofs, times, views
 from backupd.catalog import BackupRef, Catalog
 from backupd.config import Config
 from backupd.config_models import Database
 from backupd.console import Style
 from backupd.errors import BackupdError, ConfigError, IntegrityError, NoBackupError
 from backupd.manifest import Manifest, id_second
+from backupd.proof import Proof
 from backupd.storage.connect import connect
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def backup(style: Style, path: str | None, databases: Sequence[str], jobs: int |
                 level=database.compression.level,
                 lock_timeout=database.lock_wait_timeout,
                 large_table=database.large_table_size,
+                content=database.verify.fingerprint == "content",
                 bin_dirs=config.postgres.bin_dirs,
             )
             try:
@@ -133,9 +135,10 @@ def list_backups(style: Style, path: str | None, database: str | None, as_json: 
     damaged: list[BackupdError] = []
     with _catalog(config) as catalog:
         for name in [database] if database else catalog.databases():
+            newest = proofs.newest(catalog, name)
             for ref, manifest in catalog.all_manifests(name):
                 if isinstance(manifest, Manifest):
-                    rows.append(views.listed(manifest))
+                    rows.append(views.listed(manifest, _believed(style, newest.get(ref.id))))
                 else:
                     damaged.append(manifest)
                     rows.append(views.unreadable(ref, manifest))
@@ -154,15 +157,24 @@ def list_backups(style: Style, path: str | None, database: str | None, as_json: 
     return IntegrityError.exit_code if damaged else 0
 
 
+def _believed(style: Style, found: Proof | IntegrityError | None) -> Proof | None:
+    """A proof that can't be believed proves nothing, and somebody should know of it."""
+    if isinstance(found, IntegrityError):
+        console.say(style, f"a proof is not believed: {found.message}", "warning")
+        return None
+    return found
+
+
 def show(path: str | None, database: str, which: str, as_json: bool) -> None:
     config = _load(path)
     with _catalog(config) as catalog:
         ref = _chosen(config, catalog, database, which)
         manifest = catalog.manifest(ref)
+        found = list(proofs.of_backup(catalog, ref))
     if as_json:
-        console.emit_json(views.backup_document(manifest))
+        console.emit_json(views.backup_document(manifest, found))
         return
-    console.emit(views.backup(manifest))
+    console.emit(views.backup(manifest, found))
 
 
 def _chosen(config: Config, catalog: Catalog, database: str, which: str) -> BackupRef:

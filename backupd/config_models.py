@@ -42,6 +42,8 @@ from backupd.config_values import (
 )
 
 EPHEMERAL = "ephemeral"
+# What makes a throw-away server reachable for us alone.
+_OURS = frozenset({"listen_addresses", "port", "unix_socket_directories", "data_directory", "hba_file", "config_file"})
 
 
 def problem(text: str) -> PydanticCustomError:
@@ -234,13 +236,37 @@ class Check(Table):
     sql: Annotated[str, Field(min_length=1)]
 
 
+class Anomalies(Table):
+    """What is too large a change against the last proven backups."""
+
+    max_shrink: Annotated[int, Field(ge=1, le=100)] = 50  # percent of a table's or the database's rows, or of all bytes
+    min_rows: Count = 10  # tables that had fewer may shrink by any share
+    ignore: Texts = ()  # patterns of tables that come and go as they like: "public.queue_*"
+
+
 class Verify(Table):
     """How a backup is proven."""
 
     schedule: ScheduleText | None = None  # default: none
     scratch: Annotated[SecretStr, AfterValidator(_checked_scratch)] = SecretStr(EPHEMERAL)
+    scratch_folder: FilePath | None = None  # where a throw-away server keeps its data; default: the temporary folder
+    scratch_settings: dict[str, str] = {}  # of a throw-away server's postgresql.conf
     fingerprint: Literal["rows", "content", "off"] = "rows"
     checks: Annotated[tuple[Check, ...], Field(strict=False)] = ()
+    check_timeout: Annotated[timedelta, _parsed_by(parse_duration), AfterValidator(_at_least_a_second)] = timedelta(
+        seconds=60
+    )
+    anomalies: Anomalies = Anomalies()
+
+    @field_validator("scratch_settings")
+    @classmethod
+    def _check_settings(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)?", name):
+                raise problem("has a name that is no setting of PostgreSQL")
+            if name.lower() in _OURS:
+                raise problem(f"sets {name.lower()}, which keeps the throw-away server private")
+        return value
 
     @field_validator("checks")
     @classmethod

@@ -24,7 +24,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from backupd import commands, console, times
+from backupd import commands, console, times, verify_command
 from backupd.console import Style
 from backupd.errors import BusyError, PostgresError, ProofError, RefusedError
 from backupd.init import CONFIG_NAME
@@ -133,6 +133,7 @@ def run(style: Style, folder: str | None) -> None:
             before = _fill(server)
             _configure(style, home, server)
             _back_up(style, home)
+            _prove(style, home)
             moment = _next_second()
             after = _break(server)
             restored = _restore(style, home, server, moment)
@@ -258,6 +259,14 @@ def _back_up(style: Style, home: Path) -> None:
     commands.backup(style, str(home / CONFIG_NAME), ["shop"], None, False)
 
 
+def _prove(style: Style, home: Path) -> None:
+    _step("The proof that it restores: into a server made for that, compared with the source, signed")
+    _command("backupd", "verify", "shop")
+    config = verify_command.load(str(home / CONFIG_NAME))
+    if verify_command.verify(style, config, "shop", verify_command.VerifyOptions()) != 0:
+        raise ProofError("the backup was not proven", hint="The lines above say why.")
+
+
 def _next_second() -> datetime:
     """A whole second, now past, that the backup lies before and the accident after."""
     moment = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
@@ -312,7 +321,7 @@ def _one(session: psycopg.Connection, query: sql.SQL | sql.Composed) -> tuple[in
 
 
 def _compare(before: Mapping[str, Content], after: Mapping[str, Content], restored: Mapping[str, Content]) -> None:
-    _step("The proof: counted, and every row's content hashed")
+    _step("What came back: counted, and every row's content hashed")
     rows = [
         (
             f"{name} (view)" if content.kind == "view" else name,

@@ -71,6 +71,10 @@ class IntegrityError(BackupdError):
     exit_code = 7
 
 
+class WrongKeyError(IntegrityError):
+    """None of the identities opens the object, which is as it was written."""
+
+
 class RefusedError(BackupdError):
     """Refused for safety; nothing was changed."""
 

@@ -58,7 +58,7 @@ class Stream(_Record):
     """One stored object of a backup."""
 
     key: str  # in the repository
-    kind: Literal["schema", "data", "globals"]
+    kind: Literal["schema", "data", "globals", "reference"]
     tables: tuple[str, ...] = ()  # whose rows it holds, quoted as SQL: public.orders
     raw_bytes: Size  # what the dump program wrote
     stored_bytes: Size  # the object, compressed and encrypted
@@ -79,6 +79,7 @@ class Table(_Record):
     name: str
     rows: Size  # count(*) in the backup's own snapshot
     bytes: Size  # heap and TOAST on the source
+    content: str | None = None  # hash of its rows in that snapshot; None if it was not asked for
     stream: str  # the stream that holds it: data-0003
     root: str | None = None  # of a partition: the table at the top of its tree, quoted as SQL. Rows may come back in
     # another partition of it: pg_dump loads hash partitions by enum through the root, as such hashes differ by server
@@ -152,6 +153,7 @@ class Manifest(_Record):
     database_bytes: Size = 0  # pg_database_size at the time
     streams: tuple[Stream, ...]
     tables: tuple[Table, ...]
+    reference: Stream | None = None  # what else a restored copy is held against; no part of any restore
 
     @property
     def raw_bytes(self) -> int:
@@ -159,7 +161,12 @@ class Manifest(_Record):
 
     @property
     def stored_bytes(self) -> int:
-        return sum(stream.stored_bytes for stream in self.streams)
+        return sum(stream.stored_bytes for stream in self.objects)
+
+    @property
+    def objects(self) -> tuple[Stream, ...]:
+        """Everything that is stored."""
+        return (*self.streams, self.reference) if self.reference is not None else self.streams
 
     @property
     def rows(self) -> int:

@@ -12,7 +12,7 @@ from backupd import times
 from backupd.catalog import Catalog
 from backupd.contents import Choice, Contents
 from backupd.crypto import age
-from backupd.errors import BackupdError, IntegrityError, PostgresError, RefusedError
+from backupd.errors import BackupdError, PostgresError, RefusedError, WrongKeyError
 from backupd.manifest import Manifest
 from backupd.postgres import target
 from backupd.postgres.mark import Mark
@@ -64,9 +64,8 @@ def identity_explained() -> Iterator[None]:
     """Whoever has no identity for a backup is told where to look for one."""
     try:
         yield
-    except IntegrityError as error:
-        if " open" in error.message:  # none of the identities does
-            error.hint = "Put back the identity of the recipients it was made for: a new one opens only new backups."
+    except WrongKeyError as error:
+        error.hint = "Put back the identity of the recipients it was made for: a new one opens only new backups."
         raise
 
 

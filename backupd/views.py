@@ -7,20 +7,17 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from backupd import console, times
+from backupd import console, proof_views, times
 from backupd.catalog import BackupRef
-from backupd.errors import BackupdError
+from backupd.errors import BackupdError, IntegrityError
 from backupd.manifest import Manifest, Stream
 from backupd.postgres.names import free_name, identifier, literal, renames, way_back
+from backupd.proof import Proof
 
 if TYPE_CHECKING:
     from backupd.export import Exported
     from backupd.restore import Restored
     from backupd.restore_plan import RestorePlan
-
-
-# Test restores are not recorded yet. Until they are, signed and checked, nothing counts as proven.
-_NO_PROOF = {"status": "none", "at": None}
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:
@@ -37,7 +34,12 @@ def made(manifest: Manifest) -> str:
     )
 
 
-def listed(manifest: Manifest) -> dict[str, Any]:
+def proven(proof: Proof | None) -> dict[str, Any]:
+    """What the newest proof says."""
+    return {"status": proof.status, "at": times.iso(proof.finished_at)} if proof else {"status": "none", "at": None}
+
+
+def listed(manifest: Manifest, proof: Proof | None = None) -> dict[str, Any]:
     return {
         "database": manifest.database,
         "id": manifest.id,
@@ -48,7 +50,7 @@ def listed(manifest: Manifest) -> dict[str, Any]:
         "tables": len(manifest.tables),
         "rows": manifest.rows,
         "server_version": manifest.server_version,
-        "proof": _NO_PROOF,
+        "proof": proven(proof),
     }
 
 
@@ -59,7 +61,7 @@ def unreadable(ref: BackupRef, error: BackupdError) -> dict[str, Any]:
         "id": ref.id,
         "taken_at": times.iso(ref.second),
         **nothing,
-        "proof": _NO_PROOF,
+        "proof": proven(None),
         "error": error.message,
     }
 
@@ -203,14 +205,14 @@ def _loss(plan: RestorePlan) -> str:
     return f"everything committed after {times.iso(plan.manifest.taken_at)}{whence}"
 
 
-def backup_document(manifest: Manifest) -> dict[str, Any]:
-    """The manifest as it is stored, and its proofs."""
+def backup_document(manifest: Manifest, proofs: Sequence[Proof | IntegrityError]) -> dict[str, Any]:
+    """The manifest as it is stored, and its proofs, oldest first."""
     document = manifest.model_dump(mode="json", by_alias=True)
-    document["proofs"] = []
+    document["proofs"] = [p.document() if isinstance(p, Proof) else {"error": p.message} for p in proofs]
     return document
 
 
-def backup(manifest: Manifest) -> str:
+def backup(manifest: Manifest, proofs: Sequence[Proof | IntegrityError]) -> str:
     lines = [
         ("backup", f"{manifest.database} {manifest.id}"),
         ("taken at", f"{times.iso(manifest.taken_at)} ({times.human_duration(times.now() - manifest.taken_at)} ago)"),
@@ -220,16 +222,17 @@ def backup(manifest: Manifest) -> str:
         ("rows", f"{manifest.rows} in {len(manifest.tables)} tables"),
         ("extensions", ", ".join(f"{e.name} {e.version}" for e in manifest.extensions) or "none"),
         ("roles", ", ".join(manifest.roles) or "none"),
-        ("proof", "none"),
+        ("proofs", str(len(proofs)) if proofs else f"none; make one: backupd verify {manifest.database}"),
     ]
     streams = [
         (s.name, s.kind, times.human_bytes(s.raw_bytes), times.human_bytes(s.stored_bytes), f"{s.seconds:.1f} s", s.key)
-        for s in manifest.streams
+        for s in manifest.objects
     ]
     tables = [(t.stream, f"{t.schema_}.{t.name}", str(t.rows), times.human_bytes(t.bytes)) for t in manifest.tables]
     return "\n\n".join(
         [
             facts(lines),
+            *([proof_views.history(proofs)] if proofs else []),
             console.table(("STREAM", "KIND", "RAW", "STORED", "TIME", "KEY"), streams, right=(2, 3, 4)),
             console.table(("STREAM", "TABLE", "ROWS", "BYTES"), tables, right=(2, 3)),
         ]

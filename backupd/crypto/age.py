@@ -14,7 +14,7 @@ from itertools import chain
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from ..errors import ConfigError, IntegrityError
+from ..errors import ConfigError, IntegrityError, WrongKeyError
 from . import age_header
 from .age_header import Buffer, HeaderError, Stanza
 from .age_keys import FILE_KEY, Identity, Recipient, parse_identities
@@ -182,7 +182,7 @@ def _open_header(
             f"{what} has a malformed age header", detail=f"The reason: {error}.", hint=_DAMAGE_HINT
         ) from None
     if file_key is None:
-        raise IntegrityError(
+        raise WrongKeyError(
             f"None of the {len(identities)} identities opens {what}, which has {len(stanzas)} recipients"
             if len(identities) != 1
             else f"The one identity given does not open {what}, which has {len(stanzas)} recipients",

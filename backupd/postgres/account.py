@@ -134,6 +134,12 @@ def shared_folder(base: Path) -> Path:
     return folder
 
 
+def sweep() -> None:
+    """Remove the shared folders that killed processes left."""
+    for base in {Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")}:  # noqa: S108 - they are only looked at
+        _sweep(base)
+
+
 def discard(folder: Path) -> None:
     """Remove a folder made by `shared_folder`."""
     shutil.rmtree(folder, ignore_errors=True)

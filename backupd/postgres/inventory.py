@@ -190,6 +190,13 @@ def roles(connection: psycopg.Connection) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def bootstrap(connection: psycopg.Connection) -> str:
+    """The role that initdb made: a dump does not say who owns what belongs to it from the start."""
+    row = connection.execute("select pg_get_userbyid(10)").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 def policy_roles(connection: psycopg.Connection) -> tuple[str, ...]:
     """Roles that policies apply to and user mappings are for: no restore can leave these out as it can owners."""
     rows = connection.execute(

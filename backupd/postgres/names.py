@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
+_PLAIN = re.compile(r"[a-z_][a-z0-9_$]*")
 _NAME_BYTES = 63  # PostgreSQL cuts the rest off
 
 
 def identifier(name: str) -> str:
     """The name quoted for SQL, whatever is in it: `we"ird` becomes `"we""ird"`."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def readable(schema: str, name: str) -> str:
+    """A name for people, quoted only where SQL would need it for its letters."""
+    return ".".join(part if _PLAIN.fullmatch(part) else identifier(part) for part in (schema, name))
 
 
 def unquoted(quoted: str) -> str:

@@ -43,7 +43,7 @@ READY_SECONDS = 60  # to the first connection; includes recovery after a crash
 FAST_STOP_SECONDS = 30
 IMMEDIATE_STOP_SECONDS = 10
 
-_MARK = "throw-away-server.lock"  # says that a folder is ours to empty; locked while its server is in use
+LOCK_NAME = "throw-away-server.lock"  # says that a folder is ours to empty; locked while its server is in use
 _SOCKET_LIMIT = 107 - len("/.s.PGSQL.65535")  # bytes of sun_path that are left for the folder
 _PLAIN = frozenset(string.ascii_letters + string.digits + "/._-")  # a comma would separate folders and hosts
 _PORT_ATTEMPTS = 5
@@ -216,12 +216,12 @@ class ThrowawayServer:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             names = {path.name for path in self.folder.iterdir()}
-            if names and _MARK not in names:
+            if names and LOCK_NAME not in names:
                 raise PostgresError(
                     f"the folder {self.folder} is not empty, and no throw-away server left it so",
                     hint="name a folder that does not exist yet",
                 )
-            lock = os.open(self.folder / _MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            lock = os.open(self.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise PostgresError(
                 f"the folder {self.folder} for a throw-away server cannot be used", detail=str(error)
@@ -235,7 +235,7 @@ class ThrowawayServer:
             ) from None
         self._lock = lock
         stop_stale(self.folder)
-        for name in names - {_MARK}:
+        for name in names - {LOCK_NAME}:
             path = self.folder / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -17,13 +17,12 @@ from threading import Event, Thread
 import psycopg
 
 from backupd.errors import BusyError, PostgresError
-from backupd.postgres import inventory
+from backupd.postgres import fingerprint, inventory
 from backupd.postgres.inventory import SourceTable
 from backupd.postgres.process import Running
-from backupd.postgres.session import Dsn, Interruptible, connect, describe, explained
+from backupd.postgres.session import Dsn, connect, describe, explained
 
 _LOCKS_PER_STATEMENT = 500
-_COUNTS_PER_SAVEPOINT = 100  # a count locks a table's indexes until its transaction or savepoint ends
 _ATTEMPTS = 5
 # A table, or its schema, was dropped or renamed, or something else has its name now.
 _VANISHED = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.WrongObjectType)
@@ -55,14 +54,16 @@ class Source:
 
 
 @contextmanager
-def take(dsn: Dsn, *, lock_timeout: timedelta, holder: str) -> Iterator[Source]:
+def take(dsn: Dsn, *, lock_timeout: timedelta, holder: str, parallel: bool = False) -> Iterator[Source]:
     """Lock every table in ACCESS SHARE mode and export a snapshot; both end with the block.
 
+    Queries of the session use several processes only if `parallel`.
     `holder` names what may run only once at a time on this database (the repository's id). Raises BusyError if
     another backup holds it, PostgresError when a lock is not had within `lock_timeout`.
     """
     # Counting in one process: the dumps have the machine's other cores to use, and the source has other work.
-    with closing(connect(dsn, settings={"max_parallel_workers_per_gather": "0"})) as connection:
+    alone = {} if parallel else {"max_parallel_workers_per_gather": "0"}
+    with closing(connect(dsn, settings={**fingerprint.SETTINGS, **alone})) as connection:
         with explained("the server could not be asked for what a backup needs to know"):
             _claim(connection, holder)
             version, version_num, standby = _identify(connection)
@@ -178,28 +179,6 @@ def _export(connection: psycopg.Connection) -> tuple[str, datetime]:
     row = connection.execute("select pg_export_snapshot(), clock_timestamp()").fetchone()
     assert row is not None
     return str(row[0]), row[1].astimezone(UTC)
-
-
-def count(source: Source, tables: Sequence[SourceTable], running: Running) -> dict[int, int]:
-    """The rows of each table by oid, exactly as the snapshot sees them.
-
-    In the session that holds the tables' locks: any other would have to queue behind whoever waits for these to
-    go, which would be a deadlock that nobody detects. In batches, each in a savepoint that is given up, since a
-    count locks indexes too.
-    """
-    counted: dict[int, int] = {}
-    query = Interruptible(source.connection)
-    running.add(query)
-    try:
-        for start in range(0, len(tables), _COUNTS_PER_SAVEPOINT):
-            if running.stopped:  # a cancel that came between two queries was lost
-                raise PostgresError("counting the rows was stopped")
-            batch = tables[start : start + _COUNTS_PER_SAVEPOINT]
-            with explained("the rows could not be counted"), source.connection.transaction(force_rollback=True):
-                counted |= inventory.count_rows(source.connection, batch)
-    finally:
-        running.remove(query)
-    return counted
 
 
 class Watch:

@@ -139,7 +139,7 @@ def test_the_story_is_told_and_what_it_proposes_works(player: Player) -> None:
 def test_its_commands_are_real_ones(player: Player) -> None:
     text = player.run("--folder", str(player.temporary / "elsewhere"))
     typed = [shlex.split(line[2:]) for line in text.splitlines() if line.startswith("$ backupd ")]
-    assert [words[1] for words in typed] == ["init", "backup", "restore"]
+    assert [words[1] for words in typed] == ["init", "backup", "verify", "restore"]
     for words in typed:
         with cli.app.make_context("backupd", words[1:], obj=cli.Globals(), resilient_parsing=True) as context:
             name, command, rest = cli.app.resolve_command(context, words[1:])

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -353,6 +354,31 @@ def test_hangup_in_a_restore_leaves_no_database(shop: Site, pg15: ThrowawayServe
     assert process.returncode == 128 + signal.SIGHUP
     assert "was removed" in errors
     assert not left
+
+
+_ENDED_IN_A_DESTRUCTOR = """
+import signal, sys, time
+from backupd import cli
+
+class Late:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+        for _ in range(10): pass
+
+@cli.app.command()
+def wait():
+    Late()
+    time.sleep(50)
+
+sys.exit(cli.run(["wait"]))
+"""
+
+
+def test_a_signal_is_not_lost_where_python_drops_exceptions() -> None:
+    command = [sys.executable, "-c", _ENDED_IN_A_DESTRUCTOR]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "interrupted" in done.stderr
 
 
 def _slow_pg_restore(folder: Path, site: Site) -> Path:

@@ -29,10 +29,15 @@ def test_the_example_loads() -> None:
 
 
 def test_its_defaults_are_the_defaults(tmp_path: Path) -> None:
-    section = EXAMPLE.partition("\n[defaults]\n")[2].partition("\n[databases.shop]")[0]
-    keys = [line[1:] for line in section.splitlines() if re.match(r"#[a-z_]+ = ", line) and "_file" not in line]
-    assert len(keys) >= 4
-    assert loaded_with(tmp_path, "[defaults]\n" + "\n".join(keys)) == loaded_with(tmp_path, "")
+    defaults, _, rest = EXAMPLE.partition("\n[defaults]\n")[2].partition("\n#[defaults.verify]\n")
+    verify = rest.partition("\n[databases.shop]")[0]
+    for table, section, most in (("defaults", defaults, 4), ("defaults.verify", verify, 4)):
+        keys = [line[1:] for line in section.splitlines() if re.match(r"#[a-z_]+ = ", line)]
+        # Examples, which are no defaults.
+        keys = [key for key in keys if not re.match("password_file|scratch_folder|scratch_settings", key)]
+        keys = [key.replace(', ignore = ["public.queue_*"]', "") for key in keys]
+        assert len(keys) >= most
+        assert loaded_with(tmp_path, f"[{table}]\n" + "\n".join(keys)) == loaded_with(tmp_path, ""), table
     for key, default in (("addressing_style", "auto"), ("checksums", "auto")):
         assert tomllib.loads(re.findall(rf"^#({key} = .*)", EXAMPLE, re.MULTILINE)[0]) == {key: default}
 
@@ -46,9 +51,15 @@ def test_its_part_for_later_releases_is_valid(tmp_path: Path) -> None:
     assert shop.schedule is not None
     assert shop.retention is not None
     assert shop.retention.yearly == 3
-    assert shop.verify.checks[0].name == "orders of the last day"
     assert shop.verify.schedule is not None
     assert config.server == load(write(tmp_path, HEAD), {}).server
+
+
+def test_its_check_is_one(tmp_path: Path) -> None:
+    block = EXAMPLE.partition("#[[databases.shop.verify.checks]]")[2].split("\n\n")[0]
+    text = "[[databases.shop.verify.checks]]" + block.replace("\n#", "\n")
+    (check,) = load(write(tmp_path, HEAD + text), {}).database("shop").verify.checks
+    assert check.name == "orders of the last day"
 
 
 def write(folder: Path, text: str) -> Path:

@@ -1,0 +1,138 @@
+"""Everything that a database defines, read from its catalogs, to tell a restored copy from its source.
+
+Rows, the values of sequences and the bytes of large objects are no part of it. Nor is what a dump leaves behind
+anyway: tablespaces, dropped columns, versions of collations, whether a foreign key's inner triggers are disabled, and
+what was changed of an extension's own objects other than grants and policies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+
+from backupd.errors import IntegrityError
+from backupd.postgres import objects_code, objects_others, objects_relations, objects_types
+from backupd.postgres.objects_sql import Query
+
+FORMAT = 1
+_BATCH = 500  # views whose definitions are asked for at once: each locks what it reads until its savepoint ends
+# What else the server's texts of defaults and definitions depend on, and ALTER DATABASE … SET may have changed.
+_SETTINGS = {
+    "search_path": "",
+    "DateStyle": "ISO",
+    "TimeZone": "UTC",
+    "IntervalStyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "lc_monetary": "C",
+    "quote_all_identifiers": "off",
+    "jit": "off",
+}
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The objects of one database, or of one backup."""
+
+    objects: Mapping[str, Mapping[str, Facts]]  # kind -> identity -> fact -> value; in order; what is usual is left out
+    unread: Mapping[str, str]  # kind -> why the dump of this user lacks it
+
+    def encode(self) -> bytes:
+        """As JSON. Bytes of a SQL_ASCII database that are no UTF-8 survive as lone surrogates."""
+        record = {"format": FORMAT, "objects": self.objects, "unread": self.unread}
+        return (json.dumps(record, separators=(",", ":")) + "\n").encode()
+
+
+def decode(data: bytes, where: str) -> Inventory:
+    """The inverse of `encode`. Raises IntegrityError naming `where`."""
+    unreadable = f"the inventory {where} is not readable"
+    try:
+        record = json.loads(data)
+        version = record["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(unreadable, detail=f"{type(error).__name__}: {error}") from error
+    if not isinstance(version, int) or version > FORMAT:
+        raise IntegrityError(
+            f"the inventory {where} has format version {version}, and this backupd reads up to {FORMAT}",
+            hint="Use a newer backupd.",
+        )
+    objects, unread = record.get("objects"), record.get("unread")
+    if not (_is_nested(objects, depth=3) and _is_nested(unread, depth=1)):
+        raise IntegrityError(unreadable, detail="It lacks objects of kinds with facts, or what could not be read.")
+    return Inventory(objects, unread)
+
+
+def _is_nested(value: Any, *, depth: int) -> bool:
+    """Whether it is an object of objects, as many levels deep."""
+    return isinstance(value, dict) and (depth == 1 or all(_is_nested(v, depth=depth - 1) for v in value.values()))
+
+
+def read(connection: psycopg.Connection) -> Inventory:
+    """All objects that the session's transaction sees, or a transaction of its own if it is in none.
+
+    Whoever may connect may read this. It locks no tables, but the server's functions that write down views, rules and
+    SQL functions lock what these read, for as long as a savepoint of ours lasts; so they wait for whoever holds
+    a view exclusively (`lock_timeout` ends that). What they say is the newest state, not the snapshot's, as it is
+    for pg_dump: what was dropped since comes without its definition. Raises psycopg.Error.
+    """
+    server = connection.info.server_version // 10000
+    parts = (objects_relations, objects_types, objects_code, objects_others)
+    queries = {kind: query for part in parts for kind, query in part.queries(server).items()}
+    superuser = connection.info.parameter_status("is_superuser") == "on"
+    if not superuser:
+        queries["subscription"] = objects_others.SUBSCRIPTION_NAMES
+    objects: dict[str, Mapping[str, Facts]] = {}
+    for kind, query in queries.items():
+        found = dict(_rows(connection, query))
+        objects[kind] = {identity: found[identity] for identity in sorted(found)}
+    unread = {}
+    if objects["subscription"] and not superuser:
+        objects["subscription"] = {}
+        unread["subscription"] = "only a superuser's dump holds subscriptions"
+    return Inventory(objects, unread)
+
+
+class _Text(Loader):
+    """Text as it is: that of a SQL_ASCII database need not be UTF-8."""
+
+    def load(self, data: Buffer) -> str:
+        return bytes(data).decode("utf-8", "surrogateescape")
+
+
+class _Json(_Text):
+    def load(self, data: Buffer) -> Any:
+        return json.loads(super().load(data))
+
+
+def _settle(cursor: psycopg.Cursor[Any]) -> None:
+    """For this savepoint: the same object must read the same in every database."""
+    settings = dict(_SETTINGS)
+    if cursor.connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        settings["client_encoding"] = "SQL_ASCII"  # or the server refuses to send what is no UTF-8
+    cursor.adapters.register_loader("text", _Text)
+    cursor.adapters.register_loader("jsonb", _Json)
+    cursor.execute(
+        "select set_config(name, value, true) from unnest(%s::text[], %s::text[]) as wanted (name, value)",
+        [list(settings), list(settings.values())],
+    )
+
+
+def _rows(connection: psycopg.Connection, query: Query) -> Iterator[tuple[str, Facts]]:
+    """What a query finds, each batch in a savepoint that is given up and with it what it has locked."""
+    arguments: list[list[Any] | None] = [None]
+    if query.batches:
+        with connection.transaction(force_rollback=True):
+            oids = [row[0] for row in connection.execute(query.batches.encode())]
+        arguments = [[oids[start : start + _BATCH]] for start in range(0, len(oids), _BATCH)]
+    for argument in arguments:
+        with connection.transaction(force_rollback=True), connection.cursor() as cursor:
+            _settle(cursor)
+            yield from cursor.execute(query.sql.encode(), argument)

@@ -1,0 +1,181 @@
+"""Where a backup is restored only to be looked at: a throw-away server of this machine, or a database on one that is
+named, made for it and dropped again.
+
+What a killed run left is recognised for certain before it goes: a server's folder by its lock, which nobody holds; a
+database by a name that holds a keyed hash of itself, which only the same repository's backupd gives.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from backupd import times
+from backupd.errors import PostgresError
+from backupd.postgres import account, database, target
+from backupd.postgres.server import FAST, LOCK_NAME, ThrowawayServer, stop_stale
+from backupd.postgres.session import Dsn, connect, explained
+from backupd.postgres.tools import Installation
+
+PREFIX = "backupd_scratch_"
+_FOLDER = "backupd-scratch-"
+_NAME = re.compile(rf"{PREFIX}(\d{{8}}T\d{{6}}Z_[0-9a-f]{{6}})_([0-9a-f]{{10}})")
+_YOUNG_SECONDS = 60  # a folder without a lock this young may be about to get one
+_SPARE_BYTES = 128 << 20  # an empty cluster and its first log files
+
+# A copy that is thrown away needs neither durability nor housekeeping; it is loaded, indexed, read once.
+_SETTINGS: Mapping[str, str] = {
+    **FAST,
+    "autovacuum": "off",
+    "checkpoint_timeout": "1h",
+    "max_wal_size": "1GB",
+    "shared_buffers": "128MB",
+    "maintenance_work_mem": "256MB",
+    "max_locks_per_transaction": "256",
+    "max_connections": "50",
+    "jit": "off",
+    "log_min_messages": "fatal",  # what fails is told by who asked for it
+    "log_min_error_statement": "panic",  # statements of the backup may hold anything
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """A place to restore into. `name` is free there."""
+
+    dsn: Dsn
+    name: str
+    ephemeral: bool
+
+
+@contextmanager
+def ephemeral(
+    installation: Installation, folder: Path, *, superuser: str, name: str, settings: Mapping[str, str]
+) -> Iterator[Scratch]:
+    """A server in a new folder below `folder`, for this block alone. Raises PostgresError."""
+    sweep(folder)
+    try:
+        home = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=folder))
+    except OSError as error:
+        raise PostgresError(
+            f"a scratch server cannot be made below {folder}",
+            detail=error.strerror or str(error),
+            hint="Name a folder that backupd may write to: scratch_folder in [defaults.verify].",
+        ) from error
+    try:
+        with ThrowawayServer(installation, home, settings={**_SETTINGS, **settings}, superuser=superuser) as server:
+            dsn = Dsn(server.dsn())
+            if name == dsn.database:  # a new server has one of that name
+                dsn = dsn.replace(dbname="template1")
+                database.drop_database(target.inspect(dsn, avoid=name), name)
+            yield Scratch(dsn, name, ephemeral=True)
+    finally:
+        with suppress(FileNotFoundError):  # as it should be
+            home.rmdir()
+
+
+def room(folder: Path, needed: int) -> str | None:
+    """Why there is not room enough for a cluster with a database of `needed` bytes; None if there is."""
+    wanted = needed + needed // 5 + min(needed, 1 << 30) + _SPARE_BYTES
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    if free >= wanted:
+        return None
+    return (
+        f"{folder} has {times.human_bytes(free)} free, and a copy of {times.human_bytes(needed)} needs"
+        f" {times.human_bytes(wanted)}"
+    )
+
+
+def sweep(folder: Path) -> None:
+    """Remove the scratch servers that killed runs left below `folder`."""
+    account.sweep()
+    for path in folder.glob(f"{_FOLDER}*"):
+        with suppress(OSError):  # another run removes it, or it is not ours
+            if path.lstat().st_uid == os.geteuid() and not path.is_symlink():
+                _sweep_one(path)
+
+
+def _sweep_one(path: Path) -> None:
+    try:
+        lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        if time.time() - path.stat().st_mtime > _YOUNG_SECONDS:
+            path.rmdir()  # killed before anything was in it
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        stop_stale(path)
+        shutil.rmtree(path)
+    except BlockingIOError:
+        return  # in use
+    finally:
+        os.close(lock)
+
+
+# ---- on a server that is named
+
+
+@contextmanager
+def on_server(dsn: Dsn, *, repository: str, now: datetime) -> Iterator[Scratch]:
+    """A name for a database on this server, which is dropped after the block if it came to be. Leftovers of killed
+    runs go first. Raises PostgresError."""
+    server = target.inspect(dsn)
+    _drop_leftovers(server, repository)
+    name = scratch_name(repository, now)
+    with _held(server, name) as held:
+        assert held  # the name is new
+        try:
+            yield Scratch(dsn, name, ephemeral=False)
+        finally:
+            database.drop_database(server, name)
+
+
+def scratch_name(repository: str, now: datetime) -> str:
+    """`backupd_scratch_20261122T061403Z_5f3a9c_1b2c3d4e5f`: when, chance, and what shows whose it is."""
+    unique = f"{times.compact(now)}_{secrets.token_hex(3)}"
+    return f"{PREFIX}{unique}_{_tag(repository, unique)}"
+
+
+def is_ours(name: str, repository: str) -> bool:
+    """Whether a backupd of this repository gave a database its name."""
+    match = _NAME.fullmatch(name)
+    return match is not None and hmac.compare_digest(match[2], _tag(repository, match[1]))
+
+
+def _tag(repository: str, unique: str) -> str:
+    return hmac.new(repository.encode(), unique.encode(), hashlib.sha256).hexdigest()[:10]
+
+
+def _drop_leftovers(server: target.Server, repository: str) -> None:
+    """Drop the scratch databases of runs that are dead."""
+    for name in sorted(server.databases):
+        if is_ours(name, repository):
+            with _held(server, name) as dead:
+                if dead:
+                    database.drop_database(server, name)
+
+
+@contextmanager
+def _held(server: target.Server, name: str) -> Iterator[bool]:
+    """Hold a scratch database by a lock that ends with our session; False if a living run holds it."""
+    with closing(connect(server.dsn)) as connection:
+        with explained(f"the scratch database {name} could not be claimed"):
+            row = connection.execute(
+                "select pg_try_advisory_lock(hashtextextended(%s, 0))", [f"backupd verifies in {name}"]
+            ).fetchone()
+        yield row is not None and bool(row[0])
