@@ -189,7 +189,7 @@ def _objects(question: Question, session: psycopg.Connection) -> Iterator[Check]
         copy_major=question.copy_major,
     )
     for check in found:
-        yield Check(name=check.name, status=check.status, detail=check.detail, items=check.items)
+        yield Check(name=check.name, status=check.status, detail=check.detail, items=check.discreet, shown=check.items)
 
 
 def _properties(manifest: Manifest, found: DatabaseProperties, copy_major: int) -> Iterator[Check]:

@@ -8,6 +8,33 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _SHOWN = 120  # characters of a value; as many of each side where long texts differ
+# Facts that hold expressions, texts and values; all others are names, numbers and choices.
+_WRITTEN = frozenset(
+    (
+        "body",
+        "bound",
+        "check",
+        "clone",
+        "comment",
+        "default",
+        "definition",
+        "generated",
+        "initial",
+        "labels",
+        "library",
+        "minimum",
+        "maximum",
+        "modify",
+        "moving_initial",
+        "options",
+        "rules",
+        "settings",
+        "start",
+        "state",
+        "using",
+        "where",
+    )
+)
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -21,6 +48,11 @@ def label(kind: str, identity: str) -> str:
 def difference(kind: str, fact: str, was: Any, is_: Any) -> str:
     """`enabled is 'D', and was 'O'`; of lists, what one has and the other has not. One line."""
     return _line(_told(kind, fact, was, is_))
+
+
+def discreet(kind: str, fact: str, was: Any, is_: Any) -> str:
+    """The same without what people write into definitions, which may be secret: `body differs`."""
+    return f"{fact.replace('_', ' ')} differs" if fact in _WRITTEN else difference(kind, fact, was, is_)
 
 
 def _told(kind: str, fact: str, was: Any, is_: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from backupd import majors
-from backupd.difference_text import difference, label
+from backupd.difference_text import difference, discreet, label
 from backupd.postgres.objects import Facts, Inventory
 
 # Every check with the kinds whose objects it compares. Some facts have checks of their own.
@@ -77,6 +77,7 @@ class Check:
     status: Literal["passed", "failed", "skipped"]
     detail: str  # `2 of 41 differ`; why it was skipped
     items: tuple[str, ...] = ()  # one line for each difference
+    discreet: tuple[str, ...] = ()  # the same lines without texts of definitions and comments
 
 
 @dataclass(slots=True)
@@ -84,14 +85,15 @@ class _Tally:
     """What one check has seen so far."""
 
     compared: int = 0
-    items: list[str] = field(default_factory=list)
+    items: list[tuple[str, str]] = field(default_factory=list)  # in full, and discreet
     notes: list[str] = field(default_factory=list)
     unread: str = ""
 
     def check(self, name: str) -> Check:
         notes = "".join(f"; {note}" for note in self.notes)
         if self.items:
-            return Check(name, "failed", f"{len(self.items)} of {self.compared} differ{notes}", tuple(self.items))
+            full, discreet = zip(*self.items, strict=True)
+            return Check(name, "failed", f"{len(self.items)} of {self.compared} differ{notes}", full, discreet)
         if self.unread and not self.compared:
             return Check(name, "skipped", self.unread)
         return Check(name, "passed", (f"{self.compared} compared" if self.compared else "there are none") + notes)
@@ -169,7 +171,8 @@ class _Comparison:
             tally = self.tallies[_CHECK_OF_KIND[kind]]
             tally.compared += 1
             if not self._goes_with_another(kind, was or is_ or {}, self._gone if is_ is None else self._new):
-                tally.items.append(f"{label(kind, identity)}: {'missing' if is_ is None else 'is not in the source'}")
+                line = f"{label(kind, identity)}: {'missing' if is_ is None else 'is not in the source'}"
+                tally.items.append((line, line))
 
     def _goes_with_another(self, kind: str, facts: Facts, absent: Mapping[str, Set[str]]) -> bool:
         return any(
@@ -177,7 +180,7 @@ class _Comparison:
         )
 
     def _compare_facts(self, kind: str, identity: str, was: Facts, is_: Facts) -> None:
-        told: dict[str, list[str]] = {} if kind == _BUILT_IN else {_CHECK_OF_KIND[kind]: []}
+        told: dict[str, list[tuple[str, str]]] = {} if kind == _BUILT_IN else {_CHECK_OF_KIND[kind]: []}
         for fact in sorted(was.keys() | is_.keys()):
             of_check = told.setdefault(FACTS.get(fact, _CHECK_OF_KIND[kind]), [])
             if was.get(fact) == is_.get(fact) or self._accepted(kind, fact, was, is_):
@@ -186,11 +189,14 @@ class _Comparison:
                 note = f"{identity} is {is_[fact]}, this server's default, and was {was[fact]}"
                 self.tallies[_CHECK_OF_KIND[kind]].notes.append(note)
                 continue
-            of_check.append(difference(kind, fact, was.get(fact), is_.get(fact)))
+            values = was.get(fact), is_.get(fact)
+            of_check.append((difference(kind, fact, *values), discreet(kind, fact, *values)))
         for check, differing in told.items():
             self.tallies[check].compared += 1
             if differing:
-                self.tallies[check].items.append(f"{label(kind, identity)}: {'; '.join(differing)}")
+                lines = ("; ".join(parts) for parts in zip(*differing, strict=True))
+                full, less = (f"{label(kind, identity)}: {line}" for line in lines)
+                self.tallies[check].items.append((full, less))
 
     def _keeps_its_columns(self, facts: Facts) -> bool:
         return facts.get("table", facts.get("of_type")) not in self._reshaped

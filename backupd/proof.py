@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from backupd.errors import IntegrityError
 from backupd.manifest import Moment, Sha256, Size
@@ -29,6 +29,8 @@ class Check(_Record):
     status: Status
     detail: str  # what was compared, or how it differs, or why it was not compared
     items: tuple[str, ...] = ()  # each difference: "index public.orders_idx: missing"
+    # The same with the texts that differ, for whoever looks on. Never stored: a proof is not encrypted.
+    shown: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
     accepted: bool = False  # an anomaly that the operator declared to be meant
 
 

@@ -46,8 +46,9 @@ def _way_on(made: Proof) -> list[str]:
 
 def _lines(check: Check) -> list[str]:
     first, *more = check.detail.splitlines() or [""]
-    shown = check.items[:_ITEMS]
-    rest = len(check.items) - len(shown)
+    items = check.shown or check.items
+    shown = items[:_ITEMS]
+    rest = len(items) - len(shown)
     status = "accepted" if check.accepted else check.status
     return [
         f"{status:<8} {check.name}: {first}",

@@ -17,7 +17,15 @@ from backupd.anomalies import Policy
 from backupd.catalog import BackupRef, Catalog
 from backupd.compare import Question
 from backupd.crypto import age, minisign
-from backupd.errors import BusyError, IntegrityError, PostgresError, ProofError, RefusedError, WrongKeyError
+from backupd.errors import (
+    BackupdError,
+    BusyError,
+    IntegrityError,
+    PostgresError,
+    ProofError,
+    RefusedError,
+    WrongKeyError,
+)
 from backupd.manifest import Manifest
 from backupd.postgres import assertions, roles, scratch, trouble
 from backupd.postgres.assertions import Assertion
@@ -78,9 +86,17 @@ class _Findings:
         finally:
             self.phases[name] = round(self.phases.get(name, 0) + monotonic() - began, 3)
 
-    def fail(self, name: str, error: Exception) -> None:
-        detail = "\n".join([str(error), *getattr(error, "__notes__", [])])
-        self.checks.append(Check(name=name, status="failed", detail=detail))
+    def fail(self, name: str, error: BackupdError) -> None:
+        """What PostgreSQL says of rows and statements is for whoever looks on, not for the proof, which is plain."""
+        full = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        self.checks.append(Check(name=name, status="failed", detail=_plain(error), shown=tuple(full.splitlines()[1:])))
+
+
+def _plain(error: BackupdError) -> str:
+    """An error without the DETAIL, CONTEXT and statements that PostgreSQL quotes, which hold data."""
+    quoted = isinstance(error, PostgresError)
+    detail = [line for line in error.detail.splitlines() if not quoted or "ERROR:" in line or "error:" in line]
+    return "\n".join([error.message, *detail, *filter(None, [error.hint]), *getattr(error, "__notes__", [])])
 
 
 def run(job: Job, catalog: Catalog, identities: Sequence[age.Identity], progress: Progress) -> Proof:
@@ -292,7 +308,7 @@ def _restored(
             return None
         except PostgresError as error:
             if trouble.is_of_the_server(error, place.dsn):
-                raise _Inconclusive("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
+                raise _Inconclusive(_plain(error)) from error
             findings.fail("restore", error)
             return None
     told = "; ".join(done.warnings)
@@ -314,6 +330,11 @@ def _guarded(ask: Callable[[], T]) -> T:
 
 def _asked(job: Job, copy: Dsn) -> list[Check]:
     return [
-        Check(name=f"check: {answer.name}", status="passed" if answer.holds else "failed", detail=answer.detail)
+        Check(
+            name=f"check: {answer.name}",
+            status="passed" if answer.holds else "failed",
+            detail=answer.detail,
+            shown=(answer.shown,) if answer.shown and answer.shown != answer.detail else (),
+        )
         for answer in assertions.ask(copy, job.assertions, job.assertion_timeout)
     ]

@@ -23,7 +23,8 @@ class Assertion:
 class Answer:
     name: str
     holds: bool
-    detail: str
+    detail: str  # without anything of the database's content
+    shown: str = ""  # the same with it
 
 
 def ask(copy: Dsn, assertions: Sequence[Assertion], timeout: timedelta) -> Iterator[Answer]:
@@ -36,10 +37,10 @@ def ask(copy: Dsn, assertions: Sequence[Assertion], timeout: timedelta) -> Itera
             except psycopg.Error as error:
                 if session.broken:
                     raise PostgresError("the scratch server was lost", detail=describe(error)) from error
-                yield Answer(assertion.name, False, describe(error))
+                yield Answer(assertion.name, False, error.diag.message_primary or str(error), describe(error))
 
 
-def _ask(session: psycopg.Connection, query: str, timeout: timedelta) -> tuple[bool, str]:
+def _ask(session: psycopg.Connection, query: str, timeout: timedelta) -> tuple[bool, str, str]:
     session.execute("set transaction read only")
     session.execute("reset search_path")  # what ALTER DATABASE … SET says, else the usual
     session.execute("reset timezone")
@@ -47,10 +48,13 @@ def _ask(session: psycopg.Connection, query: str, timeout: timedelta) -> tuple[b
     session.execute(f"set statement_timeout = {int(timeout.total_seconds() * 1000)}".encode())
     cursor = session.execute(query.encode(), prepare=True)  # so the server refuses several, of which one may write
     if cursor.description is None:
-        return False, "it returned no rows; a check is one query that returns one true"
+        return False, "it returned no rows; a check is one query that returns one true", ""
     rows = cursor.fetchmany(2)
     if len(rows) != 1 or len(rows[0]) != 1:
         shape = "no row" if not rows else "several rows" if len(rows) > 1 else f"{len(rows[0])} columns"
-        return False, f"it returned {shape}; a check is one query that returns one true"
+        return False, f"it returned {shape}; a check is one query that returns one true", ""
     value = rows[0][0]
-    return (True, "true") if value is True else (False, f"it returned {'null' if value is None else str(value)[:200]}")
+    if value is True:
+        return True, "true", ""
+    plain = "null" if value is None else "false" if value is False else "something else than true"
+    return False, f"it returned {plain}", f"it returned {str(value)[:200]}"

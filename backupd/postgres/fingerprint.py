@@ -25,6 +25,7 @@ SETTINGS: Mapping[str, str] = MappingProxyType(
         "bytea_output": "hex",
         "xmlbinary": "base64",
         "lc_monetary": "C",
+        "quote_all_identifiers": "off",  # regclass and its like
     }
 )
 _LO_PIECE = 1 << 20  # bytes of a large object that are hashed at a time

@@ -25,6 +25,7 @@ from pathlib import Path
 from backupd import times
 from backupd.errors import PostgresError
 from backupd.postgres import account, database, target
+from backupd.postgres.lifetime import happens
 from backupd.postgres.server import FAST, LOCK_NAME, ThrowawayServer, stop_stale
 from backupd.postgres.session import Dsn, connect, explained
 from backupd.postgres.tools import Installation
@@ -33,6 +34,7 @@ PREFIX = "backupd_scratch_"
 _FOLDER = "backupd-scratch-"
 _NAME = re.compile(rf"{PREFIX}(\d{{8}}T\d{{6}}Z_[0-9a-f]{{6}})_([0-9a-f]{{10}})")
 _YOUNG_SECONDS = 60  # a folder without a lock this young may be about to get one
+_DYING_SECONDS = 5
 _SPARE_BYTES = 128 << 20  # an empty cluster and its first log files
 
 # A copy that is thrown away needs neither durability nor housekeeping; it is loaded, indexed, read once.
@@ -82,8 +84,7 @@ def ephemeral(
                 database.drop_database(target.inspect(dsn, avoid=name), name)
             yield Scratch(dsn, name, ephemeral=True)
     finally:
-        with suppress(FileNotFoundError):  # as it should be
-            home.rmdir()
+        _remove(home)  # as a rule it is gone
 
 
 def room(folder: Path, needed: int) -> str | None:
@@ -115,16 +116,26 @@ def _sweep_one(path: Path) -> None:
         lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         if time.time() - path.stat().st_mtime > _YOUNG_SECONDS:
-            path.rmdir()  # killed before anything was in it
+            _remove(path)
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         stop_stale(path)
-        shutil.rmtree(path)
+        _remove(path)
     except BlockingIOError:
         return  # in use
     finally:
         os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Also what an initdb that is just dying writes there meanwhile."""
+
+    def removed() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    happens(removed, _DYING_SECONDS)
 
 
 # ---- on a server that is named
