@@ -16,13 +16,13 @@ from backupd.catalog import Catalog, data_prefix
 from backupd.crypto import age, minisign
 from backupd.errors import PostgresError
 from backupd.manifest import Manifest, Stream, Table
-from backupd.postgres import dump, inventory, sequences, snapshot, survey, workers
+from backupd.postgres import dump, inventory, sequences, snapshot, workers
 from backupd.postgres.inventory import SourceTable
 from backupd.postgres.process import Running
 from backupd.postgres.sequences import Span
 from backupd.postgres.session import Dsn, explained
 from backupd.postgres.snapshot import Source
-from backupd.postgres.survey import Surveyed
+from backupd.postgres.survey import Survey, Surveyed
 from backupd.postgres.tools import Installation, choose_client, find_installations
 from backupd.progress import Progress
 from backupd.reference import Reference
@@ -74,9 +74,12 @@ def run(job: Job, catalog: Catalog, progress: Progress) -> Manifest:
         progress.phase(f"{job.database}: dumping {len(source.tables)} tables in {len(parts)} streams")
         try:
             with snapshot.Watch(source, application, job.lock_timeout, running) as watch:
-                before = survey.positions(source, job.lock_timeout)
-                stored, found = _dump(job, catalog, source, backup_id, parts, running, progress, watch)
-                spans = sequences.spans(before, survey.positions(source, job.lock_timeout))
+                survey = Survey(source, running, job.lock_timeout)
+                before = survey.positions()
+                stored, found = _dump(job, catalog, survey, source, backup_id, parts, progress, watch)
+                spans = None if before is None else sequences.spans(before, survey.positions())
+            for trouble in survey.troubles:
+                progress.warn(f"{job.database}: {trouble}")
             reference = store_reference(job, catalog, source, backup_id, found, spans)
             made = describe(job, source, client, repository, backup_id, started_at, stored, found, reference)
             source.check_alive()  # a session lost earlier would have let tables change under the dump
@@ -94,22 +97,21 @@ def run(job: Job, catalog: Catalog, progress: Progress) -> Manifest:
 def _dump(
     job: Job,
     catalog: Catalog,
+    survey: Survey,
     source: Source,
     backup_id: str,
     parts: Sequence[Part],
-    running: Running,
     progress: Progress,
     watch: snapshot.Watch,
 ) -> tuple[list[Stream], Surveyed]:
     """All streams, and beside them what the source holds in the same snapshot."""
     counted = [table for part in parts for table in _tables_of(part, source)]
-    look = partial(survey.survey, source, counted, running, timeout=job.lock_timeout, content=job.content)
     try:
         stored, found = workers.run(
-            [partial(store, job, catalog, backup_id, part, running, progress) for part in ordered(parts)],
+            [partial(store, job, catalog, backup_id, part, survey.running, progress) for part in ordered(parts)],
             job.jobs,
-            running,
-            beside=look,
+            survey.running,
+            beside=partial(survey.look, counted, content=job.content),
         )
     except (PostgresError, workers.Cancelled) as error:
         if watch.error is not None:  # what it stopped failed because of that
@@ -209,7 +211,7 @@ def _stream(key: str, kind: str, stored: pipeline.Stored, seconds: float, tables
 
 
 def store_reference(
-    job: Job, catalog: Catalog, source: Source, backup_id: str, found: Surveyed, spans: Mapping[str, Span]
+    job: Job, catalog: Catalog, source: Source, backup_id: str, found: Surveyed, spans: Mapping[str, Span] | None
 ) -> Stream:
     """Keep what a restored copy will be held against, beside the streams and as they are."""
     began, key = monotonic(), f"{data_prefix(job.database, backup_id)}reference.json.zst.age"

@@ -194,8 +194,9 @@ class Catalog:
         self._in_its_place(found, ref, where)
         return found, data
 
-    def read_signed(self, key: str, signature: str, limit: int) -> bytes:
-        """A small object that a trusted signer signed. Raises IntegrityError, and ObjectMissingError if it is gone."""
+    def read_signed(self, key: str, signature: str, limit: int, *, comment: str | None = None) -> bytes:
+        """A small object that a trusted signer signed, with this trusted `comment` if one is given. Raises
+        IntegrityError, and ObjectMissingError if it is gone."""
         data = self._small(key, limit)
         try:
             signed = self._small(signature, _SIGNATURE_LIMIT)
@@ -205,7 +206,13 @@ class Catalog:
                 detail=signature,
                 hint="What nobody signed is not believed. Choose an older backup: backupd list.",
             ) from error
-        minisign.verify(signed.decode("utf-8", "replace"), data, self.trusted, what=key)
+        found = minisign.verify(signed.decode("utf-8", "replace"), data, self.trusted, what=key)
+        if comment is not None and found != comment:
+            raise IntegrityError(
+                f"the signature of {key} is that of another object",
+                detail=f"It is of: {found}",
+                hint="Somebody moved, copied or renamed objects in the repository.",
+            )
         return data
 
     def _small(self, key: str, limit: int) -> bytes:

@@ -8,31 +8,35 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _SHOWN = 120  # characters of a value; as many of each side where long texts differ
-# Facts that hold expressions, texts and values; all others are names, numbers and choices.
-_WRITTEN = frozenset(
+# Facts whose values are told everywhere: names, choices and rights. Of all others, which may hold expressions and texts
+# that people wrote, a proof only says that they differ; numbers, and what is or is not, it tells.
+_OPEN = frozenset(
     (
-        "body",
-        "bound",
-        "check",
-        "clone",
-        "comment",
-        "default",
-        "definition",
-        "generated",
-        "initial",
-        "labels",
-        "library",
-        "minimum",
-        "maximum",
-        "modify",
-        "moving_initial",
-        "options",
-        "rules",
-        "settings",
-        "start",
-        "state",
-        "using",
-        "where",
+        "access_method",
+        "collation",
+        "command",
+        "compression",
+        "enabled",
+        "encoding",
+        "events",
+        "grants",
+        "identity",
+        "kind",
+        "language",
+        "owned_by",
+        "owner",
+        "parent",
+        "parents",
+        "persistence",
+        "privileges",
+        "replica_identity",
+        "revoked",
+        "roles",
+        "schema",
+        "storage",
+        "type",
+        "version",
+        "volatility",
     )
 )
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -52,7 +56,8 @@ def difference(kind: str, fact: str, was: Any, is_: Any) -> str:
 
 def discreet(kind: str, fact: str, was: Any, is_: Any) -> str:
     """The same without what people write into definitions, which may be secret: `body differs`."""
-    return f"{fact.replace('_', ' ')} differs" if fact in _WRITTEN else difference(kind, fact, was, is_)
+    plain = all(value is None or isinstance(value, int) for value in (was, is_))
+    return difference(kind, fact, was, is_) if plain or fact in _OPEN else f"{fact.replace('_', ' ')} differs"
 
 
 def _told(kind: str, fact: str, was: Any, is_: Any) -> str:

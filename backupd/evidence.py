@@ -102,7 +102,7 @@ class Evidence:
         if self.unproven:
             lines += ["", "## Backups without a proof", "", *(f"- {ref.id}" for ref in self.unproven)]
         if self.refused:
-            lines += ["", "## Not counted", "", *(f"- `{key}`: {_cell(why)}" for key, why in self.refused)]
+            lines += ["", "## Not counted", "", *(f"- {_cell(key)}: {_cell(why)}" for key, why in self.refused)]
         return lines
 
 

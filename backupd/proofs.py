@@ -7,7 +7,7 @@ trusted signer signed, of this repository, this database, this backup and its ve
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,12 +17,13 @@ from backupd import times
 from backupd.catalog import BackupRef, Catalog
 from backupd.crypto import minisign
 from backupd.errors import IntegrityError, ObjectExistsError, ObjectMissingError
+from backupd.manifest import id_second
 from backupd.proof import Proof
 
 REHEARSALS = "rehearsals"  # restores into another major version: no proofs of the backup, kept apart from them
 _LIMIT = 64 << 20  # bytes of a proof
 _READERS = 8  # proofs read at a time
-_AHEAD = timedelta(minutes=10)  # how far the time in a name may run ahead of the proof's own
+_LEVELS = ("off", "rows", "content")
 _NAME = re.compile(r"(\d{8}T\d{6}Z)-(passed|failed|inconclusive)\.json")
 
 
@@ -46,13 +47,14 @@ def record(catalog: Catalog, made: Proof, key: minisign.SecretKey) -> str:
     data = made.encode()
     # The newest proof of a backup is the one that counts: no other's name may be as late, however quick they were.
     known = refs(catalog, made.database, rehearsal=made.rehearsal, backup=made.id)
-    ahead = [ref.at + timedelta(seconds=1) for ref in known if ref.at < made.finished_at + _AHEAD]
-    moment = max([made.finished_at, *ahead])
+    # Also where the clock went back: only names that are signed are gone by, not what anybody planted there.
+    ahead = [ref for ref in known if ref.at >= made.finished_at.replace(microsecond=0)]
+    believed = [ref.at for ref in ahead if isinstance(next(_read_each(catalog, [ref])), Proof)]
+    moment = max([made.finished_at, *(at + timedelta(seconds=1) for at in believed)])
     while True:
         name = f"{times.compact(moment)}-{made.status}.json"
         place = f"{folder(made.database, rehearsal=made.rehearsal)}{made.id}/{name}"
-        comment = f"backupd proof {made.database}/{made.id} {name}"
-        signature = minisign.sign(key, data, trusted_comment=comment).encode()
+        signature = minisign.sign(key, data, trusted_comment=_comment(made.database, made.id, name)).encode()
         try:
             # The proof is what makes itself exist; a signature without one is nothing.
             catalog.storage.put(f"{place}.minisig", [signature], create_only=True)
@@ -63,6 +65,11 @@ def record(catalog: Catalog, made: Proof, key: minisign.SecretKey) -> str:
             moment += timedelta(seconds=1)  # another run ended in the same second
         else:
             return place
+
+
+def _comment(database: str, backup: str, name: str) -> str:
+    """Signed with the proof: it belongs into this place and under this name, which says when it was made."""
+    return f"backupd proof {database}/{backup} {name}"
 
 
 def _is_ours(catalog: Catalog, place: str, data: bytes) -> bool:
@@ -78,29 +85,31 @@ def refs(catalog: Catalog, database: str, *, rehearsal: bool = False, backup: st
     prefix = folder(database, rehearsal=rehearsal)
     found = []
     for info in catalog.storage.list(prefix if backup is None else f"{prefix}{backup}/"):
-        backup, _, name = info.key.removeprefix(prefix).partition("/")
+        name_of, _, name = info.key.removeprefix(prefix).partition("/")
         match = _NAME.fullmatch(name)
-        if match is None:
+        if match is None or id_second(name_of) is None:
             continue
         try:
             at = datetime.strptime(match[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
         except ValueError:  # the digits of no date
             continue
-        found.append(ProofRef(at, match[2], database, backup, info.key))
+        found.append(ProofRef(at, match[2], database, name_of, info.key))
     return sorted(found)
 
 
 def read(catalog: Catalog, ref: ProofRef) -> Proof:
     """The checked proof. Raises IntegrityError for one that is not exactly right."""
-    found = records.decode(catalog.read_signed(ref.key, f"{ref.key}.minisig", _LIMIT), ref.key)
-    early = ref.at - found.finished_at  # of the name, which is cut to the second, or runs a little ahead
-    in_time = -timedelta(seconds=1) < early < 2 * _AHEAD
+    comment = _comment(ref.database, ref.backup, ref.key.rpartition("/")[2])
+    try:
+        data = catalog.read_signed(ref.key, f"{ref.key}.minisig", _LIMIT, comment=comment)
+    except ObjectMissingError as error:
+        raise IntegrityError(f"the proof {ref.key} is gone", detail="It was deleted since it was listed.") from error
+    found = records.decode(data, ref.key)
     for what, is_, should in (
         ("database", found.database, ref.database),
         ("backup", found.id, ref.backup),
         ("verdict", found.status, ref.status),
         ("kind", _kind(found.rehearsal), _kind(ref.key.startswith(folder(ref.database, rehearsal=True)))),
-        ("time", times.iso(ref.at if in_time else found.finished_at), times.iso(ref.at)),
         ("repository", found.repository, catalog.repository_id() or found.repository),
     ):
         if is_ != should:
@@ -116,51 +125,67 @@ def _kind(rehearsal: bool) -> str:
     return "rehearsal" if rehearsal else "proof"
 
 
-def latest(catalog: Catalog, database: str) -> dict[str, ProofRef]:
-    """The newest proof of each backup that came to a verdict, by the backup's ID."""
-    return {ref.backup: ref for ref in refs(catalog, database) if ref.status != "inconclusive"}
+def verdict(found: Iterable[Proof | IntegrityError]) -> Proof | IntegrityError | None:
+    """The proof that counts of all those of one backup, oldest first: the newest that came to a verdict, but a failure
+    stands until as much was asked again and passed. An error if there are proofs, and none can be believed."""
+    counts: Proof | None = None
+    refused: IntegrityError | None = None
+    for each in found:
+        if isinstance(each, IntegrityError):
+            refused = each
+        elif each.status == "failed" or (
+            each.status == "passed"
+            and not (counts and counts.status == "failed" and _LEVELS.index(each.level) < _LEVELS.index(counts.level))
+        ):
+            counts = each
+    return counts or refused
 
 
 def newest(catalog: Catalog, database: str) -> dict[str, Proof | IntegrityError]:
-    """The newest verdict on each backup, by the backup's ID; one that can't be believed comes as its error."""
-
-    def checked(ref: ProofRef) -> Proof | IntegrityError | None:
-        try:
-            return read(catalog, ref)
-        except IntegrityError as error:
-            return error
-        except ObjectMissingError:  # deleted since it was listed
-            return None
-
-    found = latest(catalog, database)
+    """The verdict on each backup that has one, by the backup's ID."""
+    found: dict[str, list[ProofRef]] = {}
+    for ref in refs(catalog, database):
+        if ref.status != "inconclusive":
+            found.setdefault(ref.backup, []).append(ref)
     catalog.repository_id()  # once, before many threads ask for it
     with ThreadPoolExecutor(_READERS, thread_name_prefix="proofs") as pool:
-        read_ = dict(zip(found, pool.map(checked, found.values()), strict=True))
-    return {backup: proof for backup, proof in read_.items() if proof is not None}
+        verdicts = dict(zip(found, pool.map(lambda refs: _verdict(catalog, refs), found.values()), strict=True))
+    return {backup: proof for backup, proof in verdicts.items() if proof is not None}
+
+
+def _verdict(catalog: Catalog, refs: Sequence[ProofRef]) -> Proof | IntegrityError | None:
+    """Reads the newest alone where that is enough: where no proof failed."""
+    alone = list(_read_each(catalog, refs[-1:]))
+    if all(ref.status == "passed" for ref in refs) and isinstance(alone[0], Proof):
+        return alone[0]
+    return verdict(_read_each(catalog, refs))
+
+
+def _read_each(catalog: Catalog, refs: Iterable[ProofRef]) -> Iterator[Proof | IntegrityError]:
+    for ref in refs:
+        try:
+            yield read(catalog, ref)
+        except IntegrityError as error:
+            yield error
 
 
 def of_backup(catalog: Catalog, ref: BackupRef) -> Iterator[Proof | IntegrityError]:
     """Every proof and rehearsal of one backup, oldest first; one that can't be believed comes as its error."""
-    both = [*refs(catalog, ref.database), *refs(catalog, ref.database, rehearsal=True)]
-    for found in sorted(both):
-        if found.backup == ref.id:
-            try:
-                yield read(catalog, found)
-            except IntegrityError as error:
-                yield error
+    both = (refs(catalog, ref.database, rehearsal=rehearsal, backup=ref.id) for rehearsal in (False, True))
+    return _read_each(catalog, sorted(found for each in both for found in each))
 
 
 def proven(catalog: Catalog, database: str, *, before: BackupRef, most: int) -> list[BackupRef]:
-    """The last backups older than that one whose newest proof passed, newest first."""
-    known = {ref.id: ref for ref in catalog.backups(database)}
-    newest = latest(catalog, database)
+    """The last backups older than that one that were compared and passed, newest first."""
+    named: dict[str, list[ProofRef]] = {}
+    for ref in refs(catalog, database):
+        if ref.status != "inconclusive":
+            named.setdefault(ref.backup, []).append(ref)
     found: list[BackupRef] = []
-    for ref in sorted((known[name] for name in newest if name in known), reverse=True):
-        if len(found) < most and ref < before and newest[ref.id].status == "passed":
-            try:
-                passed = read(catalog, newest[ref.id]).status == "passed"
-            except IntegrityError:  # nobody trusted signed it: it proves nothing
-                continue
-            if passed:
-                found.append(ref)
+    for backup in sorted((ref for ref in catalog.backups(database) if ref < before and ref.id in named), reverse=True):
+        proof = _verdict(catalog, named[backup.id])
+        if isinstance(proof, Proof) and proof.status == "passed" and proof.level != "off":
+            found.append(backup)
+        if len(found) == most:
+            break
     return found

@@ -20,7 +20,7 @@ class Reference:
     """The source in the dump's own snapshot."""
 
     inventory: Inventory
-    sequences: Mapping[str, Span]  # by quoted name
+    sequences: Mapping[str, Span] | None  # by quoted name; None if they could not be read
     bootstrap: str  # the role that initdb made, whose objects a dump does not always name
     probe: str  # how the source's server hashes
     large_objects: tuple[int, str] | None  # how many, and the hash of their bytes; None if they were not hashed
@@ -31,7 +31,9 @@ class Reference:
             "bootstrap": self.bootstrap,
             "probe": self.probe,
             "large_objects": self.large_objects,
-            "sequences": {name: span.model_dump() for name, span in self.sequences.items()},
+            "sequences": None
+            if self.sequences is None
+            else {name: span.model_dump() for name, span in self.sequences.items()},
             "objects": self.inventory.objects,
             "unread": self.inventory.unread,
         }
@@ -44,10 +46,10 @@ def decode(data: bytes, where: str) -> Reference:
         raw: dict[str, Any] = json.loads(data)
         version = int(raw["format"])
         if version <= FORMAT:
-            large = raw["large_objects"]
+            large, spans = raw["large_objects"], raw["sequences"]
             return Reference(
                 inventory=Inventory(dict(raw["objects"]), dict(raw["unread"])),
-                sequences={name: Span.model_validate(span) for name, span in raw["sequences"].items()},
+                sequences=None if spans is None else {name: Span.model_validate(s) for name, s in spans.items()},
                 bootstrap=str(raw["bootstrap"]),
                 probe=str(raw["probe"]),
                 large_objects=None if large is None else (int(large[0]), str(large[1])),

@@ -93,9 +93,11 @@ class _Findings:
 
 
 def _plain(error: BackupdError) -> str:
-    """An error without the DETAIL, CONTEXT and statements that PostgreSQL quotes, which hold data."""
-    quoted = isinstance(error, PostgresError)
-    detail = [line for line in error.detail.splitlines() if not quoted or "ERROR:" in line or "error:" in line]
+    """An error without what PostgreSQL says in it, which may quote rows and statements."""
+    detail = error.detail.splitlines()
+    if isinstance(error, PostgresError):
+        named = [line for line in detail if line.startswith(("pg_restore: error:", "pg_restore: from TOC entry"))]
+        detail = [line.partition("ERROR:")[0].rstrip(": ") for line in named]
     return "\n".join([error.message, *detail, *filter(None, [error.hint]), *getattr(error, "__notes__", [])])
 
 
@@ -307,7 +309,7 @@ def _restored(
             findings.fail("rows", error)
             return None
         except PostgresError as error:
-            if trouble.is_of_the_server(error, place.dsn):
+            if trouble.is_of_the_server(error, place.dsn, place.log):
                 raise _Inconclusive(_plain(error)) from error
             findings.fail("restore", error)
             return None

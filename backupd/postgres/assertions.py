@@ -37,7 +37,7 @@ def ask(copy: Dsn, assertions: Sequence[Assertion], timeout: timedelta) -> Itera
             except psycopg.Error as error:
                 if session.broken:
                     raise PostgresError("the scratch server was lost", detail=describe(error)) from error
-                yield Answer(assertion.name, False, error.diag.message_primary or str(error), describe(error))
+                yield Answer(assertion.name, False, f"it failed, SQLSTATE {error.sqlstate}", describe(error))
 
 
 def _ask(session: psycopg.Connection, query: str, timeout: timedelta) -> tuple[bool, str, str]:

@@ -188,12 +188,17 @@ def count_rows(dsn: Dsn, tables: Sequence[tuple[str, str]], running: Running) ->
     counted: list[int] = []
     with _interruptible(dsn, running) as connection, explained("the restored rows could not be counted"):
         for start in range(0, len(tables), _COUNTS_PER_QUERY):
-            query = sql.SQL(" union all ").join(
-                sql.SQL("select {}, count(*) from only {}").format(sql.Literal(i), sql.Identifier(*table))
-                for i, table in enumerate(tables[start : start + _COUNTS_PER_QUERY])
-            )
-            counted += [int(rows) for _, rows in sorted(connection.execute(query).fetchall())]
+            counted += count(connection, tables[start : start + _COUNTS_PER_QUERY])
     return counted
+
+
+def count(connection: psycopg.Connection, tables: Sequence[tuple[str, str]]) -> list[int]:
+    """count(*) of each (schema, table), in their order, in one query."""
+    query = sql.SQL(" union all ").join(
+        sql.SQL("select {}, count(*) from only {}").format(sql.Literal(i), sql.Identifier(*table))
+        for i, table in enumerate(tables)
+    )
+    return [int(rows) for _, rows in sorted(connection.execute(query).fetchall())] if tables else []
 
 
 def analyze(dsn: Dsn, jobs: int, running: Running) -> list[str]:

@@ -11,11 +11,12 @@ machines of another byte order. Whether two servers agree is asked of themselves
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import psycopg
-from psycopg import sql
+
+from backupd.postgres.objects import settle
 
 # What decides how a value looks as text, beside those of every session of ours (DateStyle, TimeZone, search_path).
 SETTINGS: Mapping[str, str] = MappingProxyType(
@@ -43,38 +44,30 @@ def probe(connection: psycopg.Connection) -> str:
     return f"{row[0]} {row[1]}"
 
 
-def columns(connection: psycopg.Connection, oids: Sequence[int]) -> dict[int, list[str]]:
-    """The columns of each table whose values a dump holds, in the order of their names' bytes."""
-    rows = connection.execute(
-        """
-        select attrelid::bigint, array_agg(attname::text order by attname collate pg_catalog."C")
-        from pg_attribute where attrelid = any(%s::oid[]) and attnum > 0 and not attisdropped and attgenerated = ''
-        group by attrelid
-        """,
-        [list(oids)],
-    ).fetchall()
-    found = {int(oid): [str(name) for name in names] for oid, names in rows}
-    return {oid: found.get(oid, []) for oid in oids}
-
-
-def query(number: int, table: sql.Composable, columns: Iterable[str]) -> sql.Composed:
-    """Selects `number`, the rows of this table alone (no children) and their hash."""
-    row = sql.SQL(", ").join(sql.Identifier(name) for name in columns)
-    return sql.SQL(
-        'select {}::bigint, count(*), coalesce(sum(hashtextextended(row({})::text collate pg_catalog."C", 0)), 0)::text'
-        " from only {}"
-    ).format(sql.Literal(number), row, table)
-
-
-def contents(
-    connection: psycopg.Connection, tables: Sequence[tuple[int, sql.Composable]]
-) -> dict[int, tuple[int, str]]:
-    """Rows and hash of each table by its oid, in one query. The session has SETTINGS."""
-    if not tables:
+def contents(connection: psycopg.Connection, oids: Sequence[int]) -> dict[int, tuple[int, str]]:
+    """Rows and hash of each table by its oid, of it alone (no children), in one query. The session has SETTINGS."""
+    if not oids:
         return {}
-    named = columns(connection, [oid for oid, _ in tables])
-    whole = sql.SQL(" union all ").join(query(oid, table, named[oid]) for oid, table in tables)
-    return {int(oid): (int(rows), str(content)) for oid, rows, content in connection.execute(whole).fetchall()}
+    with connection.cursor() as cursor:
+        settle(cursor)
+        cursor.execute(_NAMES, [list(oids)])
+        queries = [_QUERY.format(oid=int(o), table=t, columns=c) for o, t, c in cursor.fetchall()]  # quoted names
+        whole = " union all ".join(queries).encode("utf-8", "surrogateescape")
+        return {int(oid): (int(rows), str(content)) for oid, rows, content in cursor.execute(whole).fetchall()}
+
+
+_QUERY = (
+    'select {oid}::bigint, count(*), coalesce(sum(hashtextextended(row({columns})::text collate pg_catalog."C", 0)), 0)'
+    "::text from only {table}"
+)
+# Each table, and its columns whose values a dump holds, in the order of their names' bytes; quoted.
+_NAMES = """
+select c.oid::bigint, quote_ident(n.nspname) || '.' || quote_ident(c.relname),
+       coalesce((select string_agg(quote_ident(attname), ', ' order by attname collate pg_catalog."C")
+                 from pg_attribute
+                 where attrelid = c.oid and attnum > 0 and not attisdropped and attgenerated = ''), '')
+from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = any(%s::oid[])
+"""
 
 
 def large_objects(connection: psycopg.Connection) -> tuple[int, str]:
@@ -89,7 +82,7 @@ def large_objects(connection: psycopg.Connection) -> tuple[int, str]:
               select oid, lo_lseek64(fd, 0, 2) as size, lo_close(fd)
               from (select oid, lo_open(oid, %s) as fd from unnest(%s::oid[]) as wanted (oid) offset 0) as opened
               offset 0)
-            select sum(hashtextextended(oid || ' ' || size || ' ' || piece || ' '
+            select sum(hashtextextended(oid::text || ' ' || size::text || ' ' || piece::text || ' '
                          || encode(sha256(lo_get(oid, piece * %s, %s)), 'hex') collate pg_catalog."C", 0))
             from sizes, generate_series(0, greatest(size - 1, 0) / %s) as piece
             """,

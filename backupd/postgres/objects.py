@@ -24,7 +24,7 @@ FORMAT = 1
 _BATCH = 500  # views whose definitions are asked for at once: each locks what it reads until its savepoint ends
 # What else the server's texts of defaults and definitions depend on, and ALTER DATABASE … SET may have changed.
 _SETTINGS = {
-    "search_path": "",
+    "search_path": "pg_catalog, pg_temp",  # temporary tables never before the catalogs
     "DateStyle": "ISO",
     "TimeZone": "UTC",
     "IntervalStyle": "postgres",
@@ -32,6 +32,7 @@ _SETTINGS = {
     "extra_float_digits": "1",
     "lc_monetary": "C",
     "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
     "jit": "off",
 }
 
@@ -112,7 +113,7 @@ class _Json(_Text):
         return json.loads(super().load(data))
 
 
-def _settle(cursor: psycopg.Cursor[Any]) -> None:
+def settle(cursor: psycopg.Cursor[Any]) -> None:
     """For this savepoint: the same object must read the same in every database."""
     settings = dict(_SETTINGS)
     if cursor.connection.info.parameter_status("server_encoding") == "SQL_ASCII":
@@ -134,5 +135,5 @@ def _rows(connection: psycopg.Connection, query: Query) -> Iterator[tuple[str, F
         arguments = [[oids[start : start + _BATCH]] for start in range(0, len(oids), _BATCH)]
     for argument in arguments:
         with connection.transaction(force_rollback=True), connection.cursor() as cursor:
-            _settle(cursor)
+            settle(cursor)
             yield from cursor.execute(query.sql.encode(), argument)

@@ -194,7 +194,7 @@ def _sum(text: str) -> str:
 _LARGE_OBJECT_PRIVILEGES = f"""(select string_agg(granted, ',' order by granted collate "C") from (
     select case when a.grantor <> l.lomowner then {role("a.grantor")} else '' end || ' '
       || case a.grantee when 0 then 'PUBLIC' when l.lomowner then '' else {role("a.grantee")} end || ' '
-      || a.privilege_type || ' ' || a.is_grantable as granted
+      || a.privilege_type || ' ' || a.is_grantable::text as granted
     from aclexplode(l.lomacl) a) granted)"""
 # There may be millions: one entry for all, whose facts say which of their properties differ.
 _LARGE_OBJECTS = f"""
@@ -202,12 +202,12 @@ select 'all of them', {
     facts(
         count="count(*)",
         identifiers=_sum("l.oid::text"),
-        owner=_sum(f"l.oid || ' ' || {role('l.lomowner')}"),
+        owner=_sum(f"l.oid::text || ' ' || {role('l.lomowner')}"),
         grants=_sum(
-            "l.oid || ' ' || case when l.lomacl is null or l.lomacl = acldefault('L', l.lomowner) then ''"
+            "l.oid::text || ' ' || case when l.lomacl is null or l.lomacl = acldefault('L', l.lomowner) then ''"
             f" else coalesce({_LARGE_OBJECT_PRIVILEGES}, 'none') end"
         ),
-        comment=_sum("l.oid || ' ' || coalesce(d.description, '')"),
+        comment=_sum("l.oid::text || ' ' || coalesce(d.description, '')"),
     )
 }
 from pg_largeobject_metadata l

@@ -134,13 +134,13 @@ _FAMILIES = f"""
 select {quoted("n.nspname", "f.opfname")} || ' using ' || quote_ident(m.amname), {
     facts(
         operators=items(
-            "array(select o.amopstrategy || ' ' || o.amopopr::regoperator::text || coalesce(' for order by '"
+            "array(select o.amopstrategy::text || ' ' || o.amopopr::regoperator::text || coalesce(' for order by '"
             f" || (select {quoted('sn.nspname', 's.opfname')} from pg_opfamily s join pg_namespace sn"
             " on sn.oid = s.opfnamespace where s.oid = o.amopsortfamily), '')"
             " from pg_amop o where o.amopfamily = f.oid)"
         ),
         functions=items(
-            "array(select p.amprocnum || ' (' || format_type(p.amproclefttype, null) || ', '"
+            "array(select p.amprocnum::text || ' (' || format_type(p.amproclefttype, null) || ', '"
             " || format_type(p.amprocrighttype, null) || ') ' || p.amproc::oid::regprocedure::text"
             " from pg_amproc p where p.amprocfamily = f.oid)"
         ),

@@ -48,9 +48,14 @@ _SETTINGS: Mapping[str, str] = {
     "max_locks_per_transaction": "256",
     "max_connections": "50",
     "jit": "off",
-    "log_min_messages": "fatal",  # what fails is told by who asked for it
-    "log_min_error_statement": "panic",  # statements of the backup may hold anything
+    # The log tells the SQLSTATE of what failed, which pg_restore does not. No statement, whose text may be anything.
+    "log_line_prefix": "%e ",
+    "log_min_messages": "error",
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
 }
+# A copy's own event triggers would write into it (log-ins, from 17 on) while it is compared.
+_QUIET_FROM, _QUIET = 17, {"event_triggers": "off"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class Scratch:
     dsn: Dsn
     name: str
     ephemeral: bool
+    log: Path | None = None  # of the server, if it is ours: each line begins with an SQLSTATE
 
 
 @contextmanager
@@ -68,6 +74,7 @@ def ephemeral(
 ) -> Iterator[Scratch]:
     """A server in a new folder below `folder`, for this block alone. Raises PostgresError."""
     sweep(folder)
+    wanted = {**_SETTINGS, **(_QUIET if installation.major >= _QUIET_FROM else {}), **settings}
     try:
         home = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=folder))
     except OSError as error:
@@ -77,12 +84,12 @@ def ephemeral(
             hint="Name a folder that backupd may write to: scratch_folder in [defaults.verify].",
         ) from error
     try:
-        with ThrowawayServer(installation, home, settings={**_SETTINGS, **settings}, superuser=superuser) as server:
+        with ThrowawayServer(installation, home, settings=wanted, superuser=superuser) as server:
             dsn = Dsn(server.dsn())
             if name == dsn.database:  # a new server has one of that name
                 dsn = dsn.replace(dbname="template1")
                 database.drop_database(target.inspect(dsn, avoid=name), name)
-            yield Scratch(dsn, name, ephemeral=True)
+            yield Scratch(dsn, name, ephemeral=True, log=server.log_file)
     finally:
         _remove(home)  # as a rule it is gone
 
@@ -146,9 +153,11 @@ def on_server(dsn: Dsn, *, repository: str, now: datetime) -> Iterator[Scratch]:
     """A name for a database on this server, which is dropped after the block if it came to be. Leftovers of killed
     runs go first. Raises PostgresError."""
     server = target.inspect(dsn)
-    _drop_leftovers(server, repository)
+    if server.superuser and server.major >= _QUIET_FROM:
+        dsn = dsn.with_options(**_QUIET)
     name = scratch_name(repository, now)
-    with _held(server, name) as held:
+    with _alone(server), _held(server, name) as held:
+        _drop_leftovers(server, repository)
         assert held  # the name is new
         try:
             yield Scratch(dsn, name, ephemeral=False)
@@ -179,6 +188,16 @@ def _drop_leftovers(server: target.Server, repository: str) -> None:
             with _held(server, name) as dead:
                 if dead:
                     database.drop_database(server, name)
+
+
+@contextmanager
+def _alone(server: target.Server) -> Iterator[None]:
+    """One test restore at a time on a server: they share its roles, which one may drop while another needs them. Waits
+    for the one that is there."""
+    with closing(connect(server.dsn)) as connection:
+        with explained("the scratch server could not be claimed"):
+            connection.execute("select pg_advisory_lock(hashtextextended('backupd verifies here', 0))")
+        yield
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psycopg
-from psycopg import sql
 from pydantic import BaseModel, ConfigDict
+
+from backupd.postgres.objects import settle
 
 _BATCH = 100  # a sequence that is read is locked until the savepoint ends
 
@@ -25,17 +26,22 @@ class Position(BaseModel):
         return f"{self.value}" if self.called else f"{self.value}, not yet used"
 
 
+Standing = tuple[Position, int, bool]  # where it stands, its increment, and whether it cycles
+
+
 class Span(BaseModel):
     """A sequence before and after the dump."""
 
     model_config = ConfigDict(frozen=True)
 
     before: Position
-    after: Position
+    after: Position | None  # None: it could not be read
     increment: int
+    cycles: bool = False  # begins anew at its end
 
     def has(self, found: Position) -> bool:
-        """Whether a copy may stand there."""
+        """Whether a copy may stand there; only to be asked if it is `known`."""
+        assert self.after is not None
         low, high = self._next(self.before), self._next(self.after)
         if self.increment < 0:
             low, high = high, low
@@ -43,7 +49,11 @@ class Span(BaseModel):
 
     @property
     def known(self) -> bool:
-        """False if it was set back meanwhile, or began anew: then it may stand anywhere."""
+        """False if it was set back meanwhile, or began anew, or was not read: then it may stand anywhere."""
+        if self.after is None:
+            return False
+        if self.cycles and self.before != self.after:  # how often it came round nobody knows
+            return False
         way = self._next(self.after) - self._next(self.before)
         return self.before == self.after or way * self.increment > 0
 
@@ -54,50 +64,49 @@ class Span(BaseModel):
         return str(self.before) if self.before == self.after else f"{self.before} to {self.after}"
 
 
-def read(connection: psycopg.Connection) -> dict[str, tuple[Position, int]]:
+def read(connection: psycopg.Connection) -> dict[str, Standing]:
     """Position and increment of every sequence outside the system schemas, by its quoted name; without those of
     extensions, and without unlogged ones on a standby, which can't be read there. Needs a transaction."""
-    rows = connection.execute(
-        """
-        select c.oid::bigint, n.nspname, c.relname, quote_ident(n.nspname) || '.' || quote_ident(c.relname),
-               s.seqincrement
-        from pg_class c join pg_namespace n on n.oid = c.relnamespace join pg_sequence s on s.seqrelid = c.oid
-        where c.relkind = 'S' and c.relpersistence <> 't' and n.nspname <> 'information_schema' and n.nspname !~ '^pg_'
-          and not (c.relpersistence = 'u' and pg_is_in_recovery())
-          and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid
-                          and d.deptype = 'e')
-        order by c.oid
-        """
-    ).fetchall()
-    return _read(connection, rows)
+    with connection.cursor() as cursor:
+        settle(cursor)
+        rows = cursor.execute(_SEQUENCES).fetchall()
+        return _read(cursor, rows)
 
 
-def _read(connection: psycopg.Connection, rows: Sequence[tuple[Any, ...]]) -> dict[str, tuple[Position, int]]:
-    found: dict[str, tuple[Position, int]] = {}
+_SEQUENCES = """
+select c.oid::bigint, quote_ident(n.nspname) || '.' || quote_ident(c.relname), s.seqincrement,
+       s.seqcycle
+from pg_class c join pg_namespace n on n.oid = c.relnamespace join pg_sequence s on s.seqrelid = c.oid
+where c.relkind = 'S' and c.relpersistence <> 't' and n.nspname <> 'information_schema' and n.nspname !~ '^pg_'
+  and not (c.relpersistence = 'u' and pg_is_in_recovery())
+  and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid
+                  and d.deptype = 'e')
+order by c.oid
+"""
+
+
+def _read(cursor: psycopg.Cursor[Any], rows: Sequence[tuple[int, str, int, bool]]) -> dict[str, Standing]:
+    found: dict[str, Standing] = {}
     for start in range(0, len(rows), _BATCH):
         batch = rows[start : start + _BATCH]
-        query = sql.SQL(" union all ").join(
-            sql.SQL("select {}::bigint, last_value, is_called from {}").format(
-                sql.Literal(row[0]), sql.Identifier(row[1], row[2])
-            )
-            for row in batch
-        )
+        queries = [f"select {int(oid)}::bigint, last_value, is_called from {name}" for oid, name, _, _ in batch]  # noqa: S608
         try:
-            with connection.transaction(force_rollback=True):
-                values = {oid: Position(value=value, called=called) for oid, value, called in connection.execute(query)}
+            with cursor.connection.transaction(force_rollback=True):
+                cursor.execute(" union all ".join(queries).encode("utf-8", "surrogateescape"))
+                values = {oid: Position(value=value, called=called) for oid, value, called in cursor.fetchall()}
         except psycopg.errors.UndefinedTable:  # one was dropped or renamed since they were listed
             if len(batch) > 1:
                 for row in batch:
-                    found |= _read(connection, [row])
+                    found |= _read(cursor, [row])
             continue
-        found |= {name: (values[oid], increment) for oid, _, _, name, increment in batch}
+        found |= {name: (values[oid], increment, cycles) for oid, name, increment, cycles in batch}
     return found
 
 
-def spans(before: Mapping[str, tuple[Position, int]], after: Mapping[str, tuple[Position, int]]) -> dict[str, Span]:
-    """Those that were there all the time."""
+def spans(before: Mapping[str, Standing], after: Mapping[str, Standing] | None) -> dict[str, Span]:
+    """Those that were there all the time. `after` is None if they could not be read again."""
     return {
-        name: Span(before=position, after=after[name][0], increment=increment)
-        for name, (position, increment) in before.items()
-        if name in after
+        name: Span(before=position, after=None if after is None else after[name][0], increment=increment, cycles=cycles)
+        for name, (position, increment, cycles) in before.items()
+        if after is None or name in after
     }

@@ -262,7 +262,12 @@ class ThrowawayServer:
             command.append(f"--pwfile={secret}")
         try:
             with self.log_file.open("ab") as log:
-                status = self._popen(command, log).wait()
+                initdb = self._popen(command, log)
+            try:
+                status = initdb.wait()
+            except BaseException:  # interrupted: nothing may write to a folder that is about to be removed
+                _end_group(initdb)
+                raise
         finally:
             secret.unlink(missing_ok=True)
         if status != 0:
@@ -327,6 +332,20 @@ class ThrowawayServer:
             detail="\n".join(tail),
             hint=f"the lines above are its own log; its programs are in {self.installation.bin_dir}",
         )
+
+
+def _end_group(leader: subprocess.Popen[bytes]) -> None:
+    """SIGKILL a program with a session of its own and all that it started there, and wait until they are gone."""
+
+    def gone() -> bool:
+        leader.poll()
+        try:
+            os.killpg(leader.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return True
+        return False
+
+    happens(gone, IMMEDIATE_STOP_SECONDS)
 
 
 def stop_stale(folder: Path) -> bool:

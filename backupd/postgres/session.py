@@ -79,6 +79,13 @@ class Dsn:
         merged = {k: v for k, v in {**self._parameters, **changes}.items() if v is not None}
         return Dsn(conninfo.make_conninfo(**merged))
 
+    def with_options(self, **settings: str) -> Dsn:
+        """With these settings from the very start of each session."""
+        own = self._parameters.get("options") or os.environ.get("PGOPTIONS", "")
+        return self.replace(
+            options=" ".join([own, *(f"-c {name}={value}" for name, value in settings.items())]).strip()
+        )
+
     def with_password(self, password: str | None) -> Dsn:
         return self if password is None else self.replace(password=password)
 
@@ -136,16 +143,16 @@ _SANE = {
 
 def _secure(connection: psycopg.Connection, settings: Mapping[str, str]) -> None:
     """Nothing that the database's owner made may stand in for what we call: ALTER DATABASE … SET search_path could
-    put functions and operators of theirs before the system's. So that goes first, fully qualified; then the
-    settings that this server knows."""
-    connection.execute("select pg_catalog.set_config('search_path', '', false)")
+    put functions and operators of theirs before the system's, and a login trigger a temporary table in a catalog's
+    place. So that goes first, fully qualified; then the settings that this server knows."""
+    connection.execute("select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false)")
     connection.execute(
         "select set_config(name, value, false) from unnest(%s::text[], %s::text[]) as wanted (name, value)"
         " join pg_settings using (name)",
         [list(settings), list(settings.values())],
     )
     row = connection.execute("select current_setting('search_path'), current_setting('row_security')").fetchone()
-    if row not in (("", "off"), ('""', "off")):
+    if row != ("pg_catalog, pg_temp", "off"):
         raise PostgresError("the session's settings could not be made safe", detail=str(row))
 
 
