@@ -10,6 +10,8 @@ from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
+import psycopg
+
 from backupd.errors import PostgresError
 from backupd.postgres import fingerprint, inventory, objects, sequences
 from backupd.postgres.inventory import SourceTable
@@ -22,6 +24,7 @@ from backupd.postgres.snapshot import Source
 _PER_SAVEPOINT = 100  # a count locks a table's indexes until its transaction or savepoint ends
 
 
+_HELD = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 Positions = Mapping[str, Standing]
 T = TypeVar("T")
 
@@ -48,6 +51,7 @@ class Survey:
         self.running = running
         self._timeout = timeout
         self.troubles: list[str] = []
+        self._refusal: BaseException | None = None  # what the last of them was
 
     def positions(self) -> Positions | None:
         """Where every sequence stands now; None if that can't be read."""
@@ -81,6 +85,11 @@ class Survey:
             read = self._attempt(
                 "rows could not be hashed", partial(fingerprint.contents, self._source.connection, oids)
             )
+            if read is None and len(oids) > 1 and not isinstance(self._refusal, _HELD):
+                self.troubles.pop()  # of one of them, which is told alone
+                for oid in oids:
+                    what = "the rows of a table could not be hashed"
+                    found |= self._attempt(what, partial(fingerprint.contents, self._source.connection, [oid])) or {}
             found |= read or {}
         return found
 
@@ -110,6 +119,7 @@ class Survey:
         except PostgresError as error:
             if self.running.stopped or session.closed or session.broken:
                 raise
+            self._refusal = error.__cause__
             told = error.detail.partition("\n")[0]
             self.troubles.append(f"{what}, so no test restore can compare that: {told}")
             return None

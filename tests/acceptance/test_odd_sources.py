@@ -108,3 +108,20 @@ def test_a_server_without_room_for_temporary_files_says_nothing_of_the_backup(
     site.set("scratch_settings", settings, table="databases.odd.verify")
     site.run("backup")
     assert site.run("verify", "odd", "--json", code=6).json["status"] == "inconclusive"
+
+
+@pytest.mark.large
+def test_a_row_that_is_too_large_to_be_hashed(pg15: ThrowawayServer, new_database: NewDatabase, tmp_path: Path) -> None:
+    """COPY writes it; as a row's text it would be more than 1 GB, since quotes are doubled there."""
+    dsn = new_database(pg15)
+    with psycopg.connect(dsn) as connection:
+        connection.execute("create table huge as select repeat('\"', 540 * 1000 * 1000) as quotes")
+        connection.execute("create table usual as select generate_series(1, 10) i")
+    site = content_site(tmp_path, dsn)
+    assert "the rows of a table could not be hashed" in site.run("backup").err
+    proof = site.run("verify", "odd", "--json").json
+    assert proof["status"] == "passed"
+    (content,) = (check for check in proof["checks"] if check["name"] == "content")
+    assert content["detail"] == (
+        "every column of every row of 1 tables; not of public.huge, which the backup could not hash"
+    )
