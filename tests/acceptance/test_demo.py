@@ -149,7 +149,9 @@ def test_its_commands_are_real_ones(player: Player) -> None:
         cli.app.commands["backup"].make_context("backup", ["--nonsense"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.large), signal.SIGTERM, signal.SIGKILL]
+)
 @pytest.mark.parametrize(
     "moment",
     [

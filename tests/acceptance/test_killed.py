@@ -32,7 +32,7 @@ from tests.seaweed import SeaweedServer
 from tests.site import Site, s3_site
 from tests.watch import committed, eventually, left_behind, programs_on, sessions
 
-MOMENTS = int(os.environ.get("BACKUPD_TEST_MOMENTS", "4"))  # of a backup; `make test-large` tries ten
+MOMENTS = int(os.environ.get("BACKUPD_TEST_MOMENTS", "3"))  # of a backup; `make test-large` tries ten
 DATABASE = "killed"
 # Megabytes of random bytes; pg_dump writes twice as much. Large ones have streams of their own, the first one
 # of several parts.

@@ -275,7 +275,7 @@ def test_interrupted_at_any_moment(shop: Shop, phase: str, number: signal.Signal
     assert swapped or not shop.kept() or "restored" in shop.kept()[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.large)])
 def test_killed_while_it_waits_for_the_name(shop: Shop, number: signal.Signals) -> None:
     """Somebody holds the original as an object: the swap waits, and has done nothing."""
     with psycopg.connect(shop.server.dsn()) as holder:

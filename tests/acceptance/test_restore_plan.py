@@ -57,6 +57,8 @@ class Story:
                 (made,) = self.site.run("backup", "--json").json
                 self.ids.append(made["id"])
                 self.taken_at.append(datetime.fromisoformat(made["taken_at"]))
+                while datetime.now(UTC).replace(microsecond=0) <= self.taken_at[-1]:
+                    time.sleep(0.01)  # names tell seconds: no two backups of the story share one
 
     def plan(self, at: str, *options: str, code: int = 0) -> Any:
         return self.site.run("restore", "ledger", "--at", at, "--dry-run", "--json", *options, code=code).json

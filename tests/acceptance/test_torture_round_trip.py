@@ -24,12 +24,13 @@ SHAPES = {
     "four jobs": ("4", '"64MiB"'),
     "a stream for each table": ("4", '"0"'),  # each costs a pg_dump and a pg_restore: more than a minute in all
 }
+SLOW = ((15, "four jobs"), (17, "one job"), (18, "one job"))  # left to `make test-large`
 CASES = [
     pytest.param(
         major,
         shape,
         id=f"pg{major}, {shape}",
-        marks=[pytest.mark.large] if shape == "a stream for each table" or (major, shape) == (17, "one job") else [],
+        marks=[pytest.mark.large] if shape == "a stream for each table" or (major, shape) in SLOW else [],
     )
     for major in TESTED_MAJORS
     for shape in SHAPES
@@ -166,7 +167,11 @@ def test_settings_grants_owner_and_comment(
     assert dump_sql(client, source) == dump_sql(client, pg15.dsn(copy_name))
 
 
-@pytest.mark.parametrize("large", ['"64MiB"', '"0"'], ids=["one stream", "a stream for each table"])
+@pytest.mark.parametrize(
+    "large",
+    ['"64MiB"', pytest.param('"0"', marks=pytest.mark.large)],
+    ids=["one stream", "a stream for each table"],
+)
 @pytest.mark.parametrize("encoding", ["LATIN1", "EUC_JP", "SQL_ASCII"])
 def test_other_encodings(
     pg15: ThrowawayServer,
@@ -277,7 +282,9 @@ def fill(dsn: str, *statements: str) -> None:
             connection.execute(statement.encode())
 
 
-@pytest.mark.parametrize("jobs", ["1", "2", "4"])
+@pytest.mark.parametrize(
+    "jobs", [pytest.param("1", marks=pytest.mark.large), "2", pytest.param("4", marks=pytest.mark.large)]
+)
 def test_newer_client(
     newer_client: NewerClientSite,
     pg15: ThrowawayServer,
@@ -296,7 +303,7 @@ def test_newer_client(
     assert dump_sql(client, newer_client.dsn) == dump_sql(client, pg15.dsn(copy_name))
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.large), "2"])
 @pytest.mark.parametrize("when", ERRORS)
 def test_newer_client_does_not_hide_errors(
     newer_client: NewerClientSite, pg15: ThrowawayServer, copy_name: str, when: str, jobs: str

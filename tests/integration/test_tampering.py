@@ -61,7 +61,7 @@ class World:
     def manifests(self) -> list[Manifest]:
         """The older and the newer backup of `shop`, and that of `other`."""
         keys = [key for key in sorted(self.objects) if "/manifests/" in key]
-        found = [decode(self.objects[key], key) for key in keys]
+        found = sorted((decode(self.objects[key], key) for key in keys), key=lambda m: m.taken_at)
         return [m for m in found if m.database == "shop"] + [m for m in found if m.database == "other"]
 
     @property
