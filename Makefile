@@ -23,7 +23,7 @@ demo: $(VENV)/.ready ## a backup, an accident, a restore and the proof, on a thr
 	@$(BIN)/backupd demo
 
 test: lint programs ## lint, types and all tests but the large ones
-	@$(PYTEST) -n $(WORKERS) --dist loadfile -m 'not large'
+	@$(PYTEST) -n $(WORKERS) --dist worksteal -m 'not large'
 
 lint: $(VENV)/.ready-test ## style and types, changing nothing
 	@$(BIN)/ruff check --quiet

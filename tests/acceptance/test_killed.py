@@ -414,6 +414,7 @@ class Outage:
             return Fault(drop=True)
 
 
+@pytest.mark.large
 def test_dead_storage(s3_server: SeaweedServer, requests: int, server: ThrowawayServer, tmp_path: Path) -> None:
     """Outages, each of a proxy's own, that last until backupd gives up, and a store that is really killed and
     stays dead. All at the same time: such a run spends it waiting between attempts."""

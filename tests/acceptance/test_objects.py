@@ -22,6 +22,8 @@ from tests.acceptance.torture import torture
 from tests.postgres import NewDatabase, client_for, drop_database, run
 from tests.site import local_site
 
+pytestmark = pytest.mark.large  # test_mutations.py asks every day, of a smaller database
+
 SOURCE = f"objects_{os.getpid()}"
 COPY = f"objects_copy_{os.getpid()}"
 UPGRADED = f"objects_upgraded_{os.getpid()}"

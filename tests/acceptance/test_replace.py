@@ -175,6 +175,7 @@ def test_no_other_name_and_no_parts(shop: Shop) -> None:
     assert "whole database" in shop.restore("--table", "orders", code=2)["error"]["message"]
 
 
+@pytest.mark.large  # it waits until it is clear that a session does not go
 def test_the_owner_who_is_no_superuser_replaces_it_too(shop: Shop) -> None:
     """With sessions of others on it, and autovacuum, which nobody but a superuser may end."""
     for statement in (
@@ -243,7 +244,9 @@ def settled(shop: Shop, before: set[str]) -> bool:
 
 
 @pytest.mark.parametrize("late", [pytest.param(0.0, marks=pytest.mark.large), 0.02])
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    "phase", [pytest.param(p, marks=pytest.mark.large) if i % 2 else p for i, p in enumerate(PHASES[::-1])]
+)
 def test_killed_at_any_moment(shop: Shop, phase: str, late: float) -> None:
     """SIGKILL: nobody cleans up. Either the original answers under the name, or the restored database."""
     before = databases(shop.server)
@@ -266,7 +269,9 @@ def test_killed_at_any_moment(shop: Shop, phase: str, late: float) -> None:
 @pytest.mark.parametrize(
     "number, code", [pytest.param(signal.SIGINT, 130, marks=pytest.mark.large), (signal.SIGTERM, 143)]
 )
-@pytest.mark.parametrize("phase", PHASES[1:5])
+@pytest.mark.parametrize(
+    "phase", [PHASES[2], *(pytest.param(p, marks=pytest.mark.large) for p in (*PHASES[1:2], *PHASES[3:5]))]
+)
 def test_interrupted_at_any_moment(shop: Shop, phase: str, number: signal.Signals, code: int) -> None:
     with killed_at(shop, phase, number, 0.0) as restore:
         assert restore.returncode in (code, 0)

@@ -57,7 +57,9 @@ def clean() -> Iterator[list[ThrowawayServer]]:
                 connection.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))
 
 
-@pytest.mark.parametrize("old, new", [(15, 17), (15, 18), (17, 18)])
+@pytest.mark.parametrize(
+    "old, new", [pytest.param(15, 17, marks=pytest.mark.large), (15, 18), pytest.param(17, 18, marks=pytest.mark.large)]
+)
 def test_newer_major(
     request: pytest.FixtureRequest,
     tmp_path: Path,

@@ -208,7 +208,11 @@ PLACES: tuple[Callable[[Path, Account], Site], ...] = (
 )
 
 
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+@pytest.mark.parametrize(
+    "place",
+    [*PLACES[:2], *(pytest.param(place, marks=pytest.mark.large) for place in PLACES[2:])],
+    ids=[place.__name__ for place in PLACES],
+)
 def test_password_is_not_shown(place: Callable[[Path, Account], Site], account: Account, tmp_path: Path) -> None:
     site = place(tmp_path / "site", account)
     runs = Runs(site, [account.password, *key_markers(site)])
@@ -281,7 +285,7 @@ def test_failures_do_not_show_passwords(account: Account, tmp_path: Path, look: 
         dsn(bad, 2)
 
 
-@pytest.mark.parametrize("look", LOOKS, ids=["text", "json"])
+@pytest.mark.parametrize("look", [pytest.param(LOOKS[0], marks=pytest.mark.large), LOOKS[1]], ids=["text", "json"])
 def test_storage_secret_is_not_shown(
     account: Account, s3_server: SeaweedServer, s3_bucket: str, tmp_path: Path, look: tuple[str, ...]
 ) -> None:
