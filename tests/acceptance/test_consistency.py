@@ -97,7 +97,7 @@ def bench_rows(dsn: str) -> dict[str, int]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("backups", [3, pytest.param(20, marks=pytest.mark.large)])
+@pytest.mark.parametrize("backups", [2, pytest.param(20, marks=pytest.mark.large)])
 def test_each_backup_is_one_moment(
     pg15: ThrowawayServer, tmp_path: Path, new_database: NewDatabase, backups: int
 ) -> None:

@@ -308,6 +308,7 @@ def test_killed_while_it_waits_for_the_name(shop: Shop, number: signal.Signals) 
         assert "is complete" in log
 
 
+@pytest.mark.large
 def test_a_name_that_stays_locked_is_told_with_the_way_on(shop: Shop) -> None:
     with psycopg.connect(shop.server.dsn()) as holder:
         holder.execute("comment on database shop is 'held'")
@@ -321,6 +322,7 @@ def test_a_name_that_stays_locked_is_told_with_the_way_on(shop: Shop) -> None:
     assert left not in databases(shop.server)
 
 
+@pytest.mark.large
 def test_roles_made_for_a_copy_that_stays_stay_too(shop: Shop) -> None:
     """The swap fails, the copy is complete: whoever swaps by hand later needs its logins."""
     shop.execute("create role cashier login", on="postgres")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from backupd.postgres.server import ThrowawayServer
 from tests.acceptance.torture import torture
 from tests.postgres import NewDatabase, client_for, dump_sql, run
@@ -14,6 +16,7 @@ def difference(left: list[str], right: list[str]) -> tuple[list[str], list[str]]
     return sorted(Counter(left) - Counter(right))[:20], sorted(Counter(right) - Counter(left))[:20]
 
 
+@pytest.mark.parametrize("any_pg", [15, *(pytest.param(m, marks=pytest.mark.large) for m in (17, 18))], indirect=True)
 def test_plain_dump_and_restore_bring_it_back(any_pg: ThrowawayServer, new_database: NewDatabase) -> None:
     source, copy = new_database(any_pg), new_database(any_pg)
     client = client_for(any_pg)

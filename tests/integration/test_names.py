@@ -79,6 +79,7 @@ def dumped(client: Installation, dsn: str, *options: str) -> set[str]:
     return {line for line in text.split("\n") if line.startswith("mark-")}
 
 
+@pytest.mark.parametrize("any_pg", [15, *(pytest.param(m, marks=pytest.mark.large) for m in (17, 18))], indirect=True)
 def test_each_name_means_its_own_table(any_pg: ThrowawayServer, new_database: NewDatabase) -> None:
     dsn, client = new_database(any_pg), client_for(any_pg)
     marks = name_tables(dsn, NAMES, SCHEMAS[2:])
