@@ -118,7 +118,8 @@ def _rows(manifest: Manifest, found: dict[tuple[str, str], int]) -> Check:
 def _why_not_hashed(question: Question, probe: str) -> str | None:
     if not question.content:
         return 'not asked for: fingerprint = "content" hashes every row'
-    if question.reference is None or all(table.content is None for table in question.manifest.tables):
+    hashed = any(table.content is not None for table in question.manifest.tables)
+    if question.reference is None or not (hashed or question.reference.large_objects is not None):
         return 'the backup was made without hashes; those made with fingerprint = "content" have them'
     if question.reference.probe != probe:
         return "the two servers hash differently (another byte order or encoding), so hashes say nothing"

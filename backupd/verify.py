@@ -76,7 +76,6 @@ class _Findings:
         self.phases: dict[str, float] = {}
         self.scratch: ScratchRecord | None = None
         self.tables = self.rows = 0
-        self.made_roles: RestorePlan | None = None  # what the restore made beside the database
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -178,15 +177,16 @@ def _examine(
             return
         if job.level != "off":
             progress.phase("comparing the copy with the source")
-            question = Question(manifest, known, copy, findings.scratch.server_major, job.level == "content")  # type: ignore[union-attr]
+            question = Question(manifest, known, copy.dsn, copy.server.major, job.level == "content")
             with findings.phase("compare"):
-                found = _guarded(lambda: compare.compare(question, Running()))
-            findings.checks += found.checks
-            findings.tables, findings.rows = found.tables, found.rows
+                found = _guarded(place, findings, lambda: compare.compare(question, Running()))
+            if found is not None:
+                findings.checks += found.checks
+                findings.tables, findings.rows = found.tables, found.rows
         if job.assertions:
             progress.phase("asking your own checks")
             with findings.phase("checks"):
-                findings.checks += _guarded(lambda: _asked(job, copy))
+                findings.checks += _guarded(place, findings, lambda: _asked(job, copy.dsn)) or ()
 
 
 def _anomalies(job: Job, catalog: Catalog, manifest: Manifest) -> list[Check]:
@@ -212,7 +212,6 @@ def _anomalies(job: Job, catalog: Catalog, manifest: Manifest) -> list[Check]:
 def _place(job: Job, manifest: Manifest, known: Reference | None, findings: _Findings) -> Iterator[Scratch]:
     """A scratch server or database, and its removal. What goes wrong with either says nothing about the backup."""
     stack, done = ExitStack(), False
-    stack.callback(_drop_roles, findings)
     try:
         with findings.phase("scratch"):
             place = stack.enter_context(_scratch(job, manifest, known))
@@ -234,12 +233,9 @@ def _place(job: Job, manifest: Manifest, known: Reference | None, findings: _Fin
         raise stopped
 
 
-def _drop_roles(findings: _Findings) -> None:
+def _drop_roles(plan: RestorePlan, findings: _Findings) -> None:
     """Those that were made for the copy, when that is gone."""
-    plan = findings.made_roles
-    if plan is None or plan.new_roles is None or findings.scratch is None or findings.scratch.kind == "ephemeral":
-        return
-    left = roles.drop(plan.new_roles, plan.server.dsn)
+    left = roles.drop(plan.new_roles, plan.server.dsn) if plan.new_roles is not None else []
     if left:
         findings.checks.append(Check(name="clean-up", status="skipped", detail="\n".join(left)))
 
@@ -274,8 +270,8 @@ def _restored(
     progress: Progress,
     findings: _Findings,
     place: Scratch,
-) -> Dsn | None:
-    """The copy; None if the backup does not restore."""
+) -> RestorePlan | None:
+    """What made the copy; None if the backup does not restore."""
     request = restore_plan.Request(
         database=job.database,
         at=None,
@@ -301,7 +297,7 @@ def _restored(
         findings.scratch = ScratchRecord(kind=kind, server_version=plan.server.version, server_major=plan.server.major)
         try:
             done = restore.run(plan, catalog, identities, progress)
-            findings.made_roles = plan
+            place.afterwards.callback(_drop_roles, plan, findings)
         except IntegrityError as error:
             findings.fail("stored objects", error)
             return None
@@ -319,15 +315,18 @@ def _restored(
         Check(name="stored objects", status="passed", detail=f"{len(manifest.objects)} objects, by size and hash"),
         Check(name="restore", status="passed", detail=detail),
     ]
-    return plan.dsn
+    return plan
 
 
-def _guarded(ask: Callable[[], T]) -> T:
-    """What can't be asked because of the server says nothing about the backup."""
+def _guarded(place: Scratch, findings: _Findings, ask: Callable[[], T]) -> T | None:
+    """What can't be asked because of the server says nothing about the backup; what can't because of the copy fails."""
     try:
         return ask()
     except PostgresError as error:
-        raise _Inconclusive(str(error)) from error
+        if trouble.is_of_the_server(error, place.dsn, place.log):
+            raise _Inconclusive(_plain(error)) from error
+        findings.fail("reading the copy", error)
+        return None
 
 
 def _asked(job: Job, copy: Dsn) -> list[Check]:

@@ -17,8 +17,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -66,6 +66,9 @@ class Scratch:
     name: str
     ephemeral: bool
     log: Path | None = None  # of the server, if it is ours: each line begins with an SQLSTATE
+    afterwards: ExitStack = field(
+        default_factory=ExitStack
+    )  # when the database is gone, before others come
 
 
 @contextmanager
@@ -159,10 +162,12 @@ def on_server(dsn: Dsn, *, repository: str, now: datetime) -> Iterator[Scratch]:
     with _alone(server), _held(server, name) as held:
         _drop_leftovers(server, repository)
         assert held  # the name is new
-        try:
-            yield Scratch(dsn, name, ephemeral=False)
-        finally:
-            database.drop_database(server, name)
+        place = Scratch(dsn, name, ephemeral=False)
+        with place.afterwards:
+            try:
+                yield place
+            finally:
+                database.drop_database(server, name)
 
 
 def scratch_name(repository: str, now: datetime) -> str:

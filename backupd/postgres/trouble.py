@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import psycopg
+
 from backupd.errors import PostgresError
 from backupd.postgres.session import Dsn, connect
 
@@ -38,6 +40,8 @@ def is_of_the_server(error: PostgresError, dsn: Dsn, log: Path | None) -> bool:
     """
     if "was killed by SIG" in error.message or error.message.startswith("cannot start"):
         return True
+    if isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate:  # of a query of ours
+        return _is_trouble(error.__cause__.sqlstate)
     messages = _first_messages(error.detail)
     if log is not None and (codes := _codes(log, messages)):
         return all(_is_trouble(code) for code in codes)
@@ -55,7 +59,8 @@ def is_of_the_server(error: PostgresError, dsn: Dsn, log: Path | None) -> bool:
 def _first_messages(detail: str) -> list[str]:
     """What the server says in the lines that begin an error of the program's: not in those that it quotes."""
     lines = [line for line in detail.splitlines() if line.startswith(("pg_restore: error:", "ERROR:  ", "FATAL:  "))]
-    return [match[1] for line in lines if (match := _MESSAGE.search(line))]
+    messages = (match[1] for line in lines if (match := _MESSAGE.search(line)))
+    return [message for message in messages if "transaction_timeout" not in message]  # on older servers always refused
 
 
 def _codes(log: Path, messages: list[str]) -> set[str]:
