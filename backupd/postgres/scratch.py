@@ -66,9 +66,7 @@ class Scratch:
     name: str
     ephemeral: bool
     log: Path | None = None  # of the server, if it is ours: each line begins with an SQLSTATE
-    afterwards: ExitStack = field(
-        default_factory=ExitStack
-    )  # when the database is gone, before others come
+    afterwards: ExitStack = field(default_factory=ExitStack)  # when the database is gone, before others come
 
 
 @contextmanager
