@@ -6,12 +6,13 @@ proven. An anomaly is one only if it is one against each of them: a table that i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from backupd import times
-from backupd.manifest import Manifest, Table
+from backupd.manifest import Manifest
 from backupd.postgres.names import readable
 from backupd.proof import Check
 
@@ -69,33 +70,30 @@ def _check(name: str, found: Sequence[dict[str, str]], before: Sequence[Manifest
     return Check(name=name, status="failed", detail=f"{len(items)}, {against}", items=items)
 
 
-def _tables(manifest: Manifest, policy: Policy) -> dict[str, Table]:
-    """Tables by their names; partitions are taken together, as one table: they come and go."""
-    found: dict[str, Table] = {}
+def _rows(manifest: Manifest, policy: Policy) -> Counter[str]:
+    """Rows by the table's name; partitions are taken together, as one table: they come and go."""
+    found = Counter[str]()
     for table in manifest.tables:
         name = table.root or readable(table.schema_, table.name)
-        if any(fnmatchcase(name, pattern) for pattern in policy.ignore):
-            continue
-        known = found.get(name)
-        rows, size = (known.rows, known.bytes) if known else (0, 0)
-        found[name] = table.model_copy(update={"rows": rows + table.rows, "bytes": size + table.bytes})
+        if not any(fnmatchcase(name, pattern) for pattern in policy.ignore):
+            found[name] += table.rows
     return found
 
 
 def _vanished(now: Manifest, old: Manifest, policy: Policy) -> dict[str, str]:
-    here = _tables(now, policy)
+    here = _rows(now, policy)
     return {
-        name: f"table {name} is gone; it had {table.rows} rows in {old.id}"
-        for name, table in _tables(old, policy).items()
+        name: f"table {name} is gone; it had {rows} rows in {old.id}"
+        for name, rows in _rows(old, policy).items()
         if name not in here
     }
 
 
 def _both(now: Manifest, old: Manifest, policy: Policy) -> Iterator[tuple[str, int, int]]:
-    here = _tables(now, policy)
-    for name, table in _tables(old, policy).items():
+    here = _rows(now, policy)
+    for name, rows in _rows(old, policy).items():
         if name in here:
-            yield name, table.rows, here[name].rows
+            yield name, rows, here[name]
 
 
 def _emptied(now: Manifest, old: Manifest, policy: Policy) -> dict[str, str]:
@@ -117,8 +115,7 @@ def _shrunk_tables(now: Manifest, old: Manifest, policy: Policy) -> dict[str, st
 def _shrunk_database(now: Manifest, old: Manifest, policy: Policy) -> dict[str, str]:
     """Of what was dumped, not of the files on the source's disk, which VACUUM FULL may shrink by any share."""
     found: dict[str, str] = {}
-    before, after = _tables(old, policy), _tables(now, policy)
-    was, is_ = (sum(table.rows for table in tables.values()) for tables in (before, after))
+    was, is_ = _rows(old, policy).total(), _rows(now, policy).total()
     if was < policy.min_rows:
         return found
     if _fell(was, is_, policy):

@@ -1,4 +1,4 @@
-"""The command line: arguments in, results out, exit codes. What the commands do stands in commands.py.
+"""The command line: arguments in, results out, exit codes. What the commands do stands in commands/.
 
 Imports of what a command needs wait until it runs: `backupd --help` answers at once.
 """
@@ -62,9 +62,9 @@ jobs_option = click.option("--jobs", type=click.IntRange(1, 64), metavar="N", he
 @click.pass_obj
 def init(given: Globals, repository: str | None, databases: Sequence[str]) -> None:
     """Write a commented configuration and fresh keys beside it. Never overwrites."""
-    from backupd import commands
+    from backupd.commands import setup
 
-    commands.init(given.style, given.config, repository, databases)
+    setup.init(given.style, given.config, repository, databases)
 
 
 @app.command()
@@ -73,9 +73,9 @@ def init(given: Globals, repository: str | None, databases: Sequence[str]) -> No
 @click.pass_obj
 def check(given: Globals, databases: Sequence[str], as_json: bool) -> int:
     """Check configuration, tools, connections, privileges, keys and, for real, the storage."""
-    from backupd import commands
+    from backupd.commands import setup
 
-    return commands.check(given.config, databases, as_json)
+    return setup.check(given.config, databases, as_json)
 
 
 @app.command()
@@ -85,9 +85,9 @@ def check(given: Globals, databases: Sequence[str], as_json: bool) -> int:
 @click.pass_obj
 def backup(given: Globals, databases: Sequence[str], jobs: int | None, as_json: bool) -> int:
     """Back up now: the databases named, or all."""
-    from backupd import commands
+    from backupd.commands import backup as command
 
-    return commands.backup(given.style, given.config, databases, jobs, as_json)
+    return command.backup(given.style, given.config, databases, jobs, as_json)
 
 
 @app.command("list")
@@ -96,9 +96,9 @@ def backup(given: Globals, databases: Sequence[str], jobs: int | None, as_json: 
 @click.pass_obj
 def list_(given: Globals, database: str | None, as_json: bool) -> int:
     """List committed backups, newest first."""
-    from backupd import commands
+    from backupd.commands import listing
 
-    return commands.list_backups(given.style, given.config, database, as_json)
+    return listing.list_backups(given.style, given.config, database, as_json)
 
 
 @app.command()
@@ -108,9 +108,9 @@ def list_(given: Globals, database: str | None, as_json: bool) -> int:
 @click.pass_obj
 def show(given: Globals, database: str, which: str, as_json: bool) -> None:
     """Show one backup: streams, tables, rows, versions, proofs."""
-    from backupd import commands
+    from backupd.commands import listing
 
-    commands.show(given.config, database, which, as_json)
+    listing.show(given.config, database, which, as_json)
 
 
 @app.command()
@@ -141,9 +141,9 @@ def restore(given: Globals, /, database: str, **options: object) -> None:
     It goes into a new database beside the original, unless --into or --target says otherwise. Nothing that exists is
     overwritten; --replace swaps names at the end, and keeps the original under another one.
     """
-    from backupd import commands
+    from backupd.commands import restore as command
 
-    commands.restore(given.style, given.config, database, commands.RestoreOptions(**options))  # type: ignore[arg-type]
+    command.restore(given.style, given.config, database, command.RestoreOptions(**options))  # type: ignore[arg-type]
 
 
 @app.command()
@@ -158,9 +158,9 @@ def export(given: Globals, /, database: str, **options: object) -> None:
     """Write the newest backup at or before TIME to a new folder: decrypted files for pg_restore, and RESTORE.md with
     the commands that restore them.
     """
-    from backupd import commands
+    from backupd.commands import export as command
 
-    commands.export(given.style, given.config, database, commands.ExportOptions(**options))  # type: ignore[arg-type]
+    command.export(given.style, given.config, database, command.ExportOptions(**options))  # type: ignore[arg-type]
 
 
 @app.command()
@@ -180,10 +180,9 @@ def export(given: Globals, /, database: str, **options: object) -> None:
 @click.pass_obj
 def verify(given: Globals, /, database: str, **options: Any) -> int:
     """Restore a backup into scratch, compare it with its source, and record the signed proof."""
-    from backupd import verify_command
+    from backupd.commands import verify as command
 
-    config = verify_command.load(given.config)
-    return verify_command.verify(given.style, config, database, verify_command.VerifyOptions(**options))
+    return command.verify(given.style, given.config, database, command.VerifyOptions(**options))
 
 
 @app.command()
@@ -193,9 +192,9 @@ def verify(given: Globals, /, database: str, **options: Any) -> int:
 @click.pass_obj
 def evidence(given: Globals, database: str, since: str | None, as_json: bool) -> int:
     """Report, from verified signatures alone, which backups were proven to restore."""
-    from backupd import verify_command
+    from backupd.commands import verify as command
 
-    return verify_command.evidence(verify_command.load(given.config), database, since, as_json)
+    return command.evidence(given.config, database, since, as_json)
 
 
 @app.command()

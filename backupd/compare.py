@@ -100,19 +100,19 @@ def _read_tables(
 
 
 def _rows(manifest: Manifest, found: dict[tuple[str, str], int]) -> Check:
-    expected, counted, missing = Counter[str](), Counter[str](), []
+    expected, counted = Counter[str](), Counter[str]()
     for table in manifest.tables:
-        if _key(table) in found:
-            counted[_place(table)] += found[_key(table)]
-        else:
-            missing.append(f"table {_place(table)}: missing")
         expected[_place(table)] += table.rows
-    differing = [
+        counted[_place(table)] += found.get(_key(table), 0)
+    missing = [table for table in manifest.tables if _key(table) not in found]
+    alone = {_place(table) for table in missing if table.root is None}  # that their rows are gone needs no telling
+    told = [f"table {readable(table.schema_, table.name)}: missing" for table in missing]
+    told += [
         f"table {place}: {counted[place]} rows, and the source had {rows}"
         for place, rows in expected.items()
-        if counted[place] != rows
+        if counted[place] != rows and place not in alone
     ]
-    return _check("rows", f"{len(manifest.tables)} tables, {manifest.rows} rows", [*missing, *differing])
+    return _check("rows", f"{len(manifest.tables)} tables, {manifest.rows} rows", told)
 
 
 def _why_not_hashed(question: Question, probe: str) -> str | None:
@@ -176,7 +176,11 @@ def _sequences(reference: Reference | None, session: psycopg.Connection) -> Chec
             told.append(f"sequence {sequence}: missing")
         elif not span.has(found[sequence][0]):
             told.append(f"sequence {sequence}: stands at {found[sequence][0]}, and the source's at {span}")
-    aside = f"; not compared, set back during the dump or not read after it: {', '.join(unknown)}" if unknown else ""
+    aside = (
+        f"; not compared, as they cycle, or were set back during the dump or not read after it: {', '.join(unknown)}"
+        if unknown
+        else ""
+    )
     return _check(name, f"{len(reference.sequences)} sequences{aside}", told)
 
 

@@ -24,7 +24,8 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from backupd import commands, console, times, verify_command
+from backupd import console, times
+from backupd.commands import backup, restore, setup, verify
 from backupd.console import Style
 from backupd.errors import BusyError, PostgresError, ProofError, RefusedError
 from backupd.init import CONFIG_NAME
@@ -250,20 +251,19 @@ def _configure(style: Style, home: Path, server: ThrowawayServer) -> None:
     _step("A configuration with fresh keys")
     _command("cd", str(home))
     _command("backupd", "init", "--repository", repository, "--database", f"shop={dsn}")
-    commands.init(style, str(home / CONFIG_NAME), repository, [f"shop={dsn}"])
+    setup.init(style, str(home / CONFIG_NAME), repository, [f"shop={dsn}"])
 
 
 def _back_up(style: Style, home: Path) -> None:
     _step("A backup: dumped, compressed, encrypted, signed")
     _command("backupd", "backup", "shop")
-    commands.backup(style, str(home / CONFIG_NAME), ["shop"], None, False)
+    backup.backup(style, str(home / CONFIG_NAME), ["shop"], None, False)
 
 
 def _prove(style: Style, home: Path) -> None:
     _step("The proof that it restores: into a server made for that, compared with the source, signed")
     _command("backupd", "verify", "shop")
-    config = verify_command.load(str(home / CONFIG_NAME))
-    if verify_command.verify(style, config, "shop", verify_command.VerifyOptions()) != 0:
+    if verify.verify(style, str(home / CONFIG_NAME), "shop", verify.VerifyOptions()) != 0:
         raise ProofError("the backup was not proven", hint="The lines above say why.")
 
 
@@ -292,8 +292,8 @@ def _restore(style: Style, home: Path, server: ThrowawayServer, moment: datetime
     _step("The restore, to just before it: into a new database, the broken one is left as it is")
     known = _databases(server)
     _command("backupd", "restore", "shop", "--at", times.iso(moment), "--yes")
-    options = commands.RestoreOptions(at=times.iso(moment), yes=True)
-    commands.restore(style, str(home / CONFIG_NAME), "shop", options)
+    options = restore.RestoreOptions(at=times.iso(moment), yes=True)
+    restore.restore(style, str(home / CONFIG_NAME), "shop", options)
     (copy,) = _databases(server) - known
     return _contents(server, copy)
 

@@ -143,14 +143,20 @@ def verdict(found: Iterable[Proof | IntegrityError]) -> Proof | IntegrityError |
 
 def newest(catalog: Catalog, database: str) -> dict[str, Proof | IntegrityError]:
     """The verdict on each backup that has one, by the backup's ID."""
-    found: dict[str, list[ProofRef]] = {}
-    for ref in refs(catalog, database):
-        if ref.status != "inconclusive":
-            found.setdefault(ref.backup, []).append(ref)
+    found = _verdicts(catalog, database)
     catalog.repository_id()  # once, before many threads ask for it
     with ThreadPoolExecutor(_READERS, thread_name_prefix="proofs") as pool:
         verdicts = dict(zip(found, pool.map(lambda refs: _verdict(catalog, refs), found.values()), strict=True))
     return {backup: proof for backup, proof in verdicts.items() if proof is not None}
+
+
+def _verdicts(catalog: Catalog, database: str) -> dict[str, list[ProofRef]]:
+    """The proofs of each backup that say passed or failed, oldest first."""
+    found: dict[str, list[ProofRef]] = {}
+    for ref in refs(catalog, database):
+        if ref.status != "inconclusive":
+            found.setdefault(ref.backup, []).append(ref)
+    return found
 
 
 def _verdict(catalog: Catalog, refs: Sequence[ProofRef]) -> Proof | IntegrityError | None:
@@ -177,10 +183,7 @@ def of_backup(catalog: Catalog, ref: BackupRef) -> Iterator[Proof | IntegrityErr
 
 def proven(catalog: Catalog, database: str, *, before: BackupRef, most: int) -> list[BackupRef]:
     """The last backups older than that one that were compared and passed, newest first."""
-    named: dict[str, list[ProofRef]] = {}
-    for ref in refs(catalog, database):
-        if ref.status != "inconclusive":
-            named.setdefault(ref.backup, []).append(ref)
+    named = _verdicts(catalog, database)
     found: list[BackupRef] = []
     for backup in sorted((ref for ref in catalog.backups(database) if ref < before and ref.id in named), reverse=True):
         proof = _verdict(catalog, named[backup.id])

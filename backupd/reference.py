@@ -26,6 +26,7 @@ class Reference:
     large_objects: tuple[int, str] | None  # how many, and the hash of their bytes; None if they were not hashed
 
     def encode(self) -> bytes:
+        """As JSON. Bytes of a SQL_ASCII database that are no UTF-8 survive as lone surrogates."""
         document = {
             "format": FORMAT,
             "bootstrap": self.bootstrap,
@@ -48,7 +49,7 @@ def decode(data: bytes, where: str) -> Reference:
         if version <= FORMAT:
             large, spans = raw["large_objects"], raw["sequences"]
             return Reference(
-                inventory=Inventory(dict(raw["objects"]), dict(raw["unread"])),
+                inventory=Inventory(_nested(raw["objects"], 3), _nested(raw["unread"], 1)),
                 sequences=None if spans is None else {name: Span.model_validate(s) for name, s in spans.items()},
                 bootstrap=str(raw["bootstrap"]),
                 probe=str(raw["probe"]),
@@ -59,3 +60,13 @@ def decode(data: bytes, where: str) -> Reference:
     raise IntegrityError(
         f"{where} has format version {version}, and this backupd reads up to {FORMAT}", hint="Use a newer backupd."
     )
+
+
+def _nested(value: Any, depth: int) -> dict[str, Any]:
+    """An object of objects, as many levels deep. Raises TypeError for anything else."""
+    if not isinstance(value, dict):
+        raise TypeError("its objects are not kinds with names and facts")
+    if depth > 1:
+        for each in value.values():
+            _nested(each, depth - 1)
+    return value

@@ -16,11 +16,9 @@ import psycopg
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 
-from backupd.errors import IntegrityError
 from backupd.postgres import objects_code, objects_others, objects_relations, objects_types
 from backupd.postgres.objects_sql import Query
 
-FORMAT = 1
 _BATCH = 500  # views whose definitions are asked for at once: each locks what it reads until its savepoint ends
 # What else the server's texts of defaults and definitions depend on, and ALTER DATABASE … SET may have changed.
 _SETTINGS = {
@@ -45,35 +43,6 @@ class Inventory:
 
     objects: Mapping[str, Mapping[str, Facts]]  # kind -> identity -> fact -> value; in order; what is usual is left out
     unread: Mapping[str, str]  # kind -> why the dump of this user lacks it
-
-    def encode(self) -> bytes:
-        """As JSON. Bytes of a SQL_ASCII database that are no UTF-8 survive as lone surrogates."""
-        record = {"format": FORMAT, "objects": self.objects, "unread": self.unread}
-        return (json.dumps(record, separators=(",", ":")) + "\n").encode()
-
-
-def decode(data: bytes, where: str) -> Inventory:
-    """The inverse of `encode`. Raises IntegrityError naming `where`."""
-    unreadable = f"the inventory {where} is not readable"
-    try:
-        record = json.loads(data)
-        version = record["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(unreadable, detail=f"{type(error).__name__}: {error}") from error
-    if not isinstance(version, int) or version > FORMAT:
-        raise IntegrityError(
-            f"the inventory {where} has format version {version}, and this backupd reads up to {FORMAT}",
-            hint="Use a newer backupd.",
-        )
-    objects, unread = record.get("objects"), record.get("unread")
-    if not (_is_nested(objects, depth=3) and _is_nested(unread, depth=1)):
-        raise IntegrityError(unreadable, detail="It lacks objects of kinds with facts, or what could not be read.")
-    return Inventory(objects, unread)
-
-
-def _is_nested(value: Any, *, depth: int) -> bool:
-    """Whether it is an object of objects, as many levels deep."""
-    return isinstance(value, dict) and (depth == 1 or all(_is_nested(v, depth=depth - 1) for v in value.values()))
 
 
 def read(connection: psycopg.Connection) -> Inventory:

@@ -49,10 +49,9 @@ class Span(BaseModel):
 
     @property
     def known(self) -> bool:
-        """False if it was set back meanwhile, or began anew, or was not read: then it may stand anywhere."""
-        if self.after is None:
-            return False
-        if self.cycles and self.before != self.after:  # how often it came round nobody knows
+        """False if it was set back meanwhile, or not read: then it may stand anywhere. So may one that cycles, even if
+        it stands where it stood: how often it came round nobody knows."""
+        if self.after is None or self.cycles:
             return False
         way = self._next(self.after) - self._next(self.before)
         return self.before == self.after or way * self.increment > 0

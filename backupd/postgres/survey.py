@@ -22,8 +22,6 @@ from backupd.postgres.session import Interruptible, explained
 from backupd.postgres.snapshot import Source
 
 _PER_SAVEPOINT = 100  # a count locks a table's indexes until its transaction or savepoint ends
-
-
 _HELD = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 Positions = Mapping[str, Standing]
 T = TypeVar("T")

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from backupd import reference
 from backupd.differences import CHECKS, Check, differences
 from backupd.postgres import objects
 from backupd.postgres.objects import Inventory
@@ -59,7 +60,9 @@ def read(dsn: str) -> Inventory:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         connection.autocommit = False
-        return objects.decode(objects.read(connection).encode(), "here")
+        found = objects.read(connection)
+    made = reference.Reference(found, None, "postgres", "", None)
+    return reference.decode(made.encode(), "here").inventory
 
 
 def not_passed(checks: list[Check]) -> list[Check]:
@@ -225,7 +228,7 @@ def test_a_reader_without_rights_reads_as_much(pair: tuple[str, str], source: In
 def test_no_lock_is_kept_and_no_secret(pair: tuple[str, str]) -> None:
     with closing(connect(Dsn(pair[0]), autocommit=False)) as connection:
         connection.execute("select 1")
-        text = objects.read(connection).encode().decode()
+        text = str(objects.read(connection))
         held = "select relation::regclass::text from pg_locks where pid = pg_backend_pid() and locktype = 'relation'"
         kept = {row[0] for row in connection.execute(held)}
         assert {name for name in kept if not re.fullmatch("pg_locks", name)} == set()

@@ -18,8 +18,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("demo",),
-    ("commands", "verify_command"),
-    ("reload_command",),
+    ("commands",),
     ("views", "check check_server finding", "init"),  # how results read; the two commands about the set-up
     ("proof_views",),
     ("verify",),
@@ -44,7 +43,7 @@ ONLY_IN = {
     "subprocess": ("postgres",),
     "zstandard": ("pipeline",),
     "cryptography": ("crypto",),
-    "click": ("cli", "commands", "reload_command"),
+    "click": ("cli", "commands"),
     "rich": ("console",),
 }
 PRINTS = ("console", "demo")

@@ -1,23 +1,18 @@
-"""`backupd verify` and `backupd evidence`: options to calls, results to text or JSON."""
+"""`backupd verify` and `backupd evidence`."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from backupd import config as configuration
 from backupd import console, proof_views, times
-from backupd.catalog import Catalog
+from backupd.commands import opening
 from backupd.config import Config
 from backupd.config_models import Database
 from backupd.console import Style
-from backupd.errors import ConfigError, NoBackupError, PostgresError, ProofError
-from backupd.manifest import id_second
-from backupd.storage.connect import connect
+from backupd.errors import ConfigError, PostgresError, ProofError
 
 if TYPE_CHECKING:
     from backupd.crypto.minisign import SecretKey
@@ -38,15 +33,13 @@ class VerifyOptions:
     as_json: bool = False
 
 
-def verify(style: Style, config: Config, database: str, options: VerifyOptions) -> int:
+def verify(style: Style, path: str | None, database: str, options: VerifyOptions) -> int:
     from backupd import verify as verifying
 
+    config = opening.load(path)
     job = _job(config, config.database(database), options)
     identities = config.load_identities()
-    with (
-        _catalog(config) as catalog,
-        console.progress(style, database=database) as progress,
-    ):
+    with opening.repository(config) as catalog, console.progress(style, database=database) as progress:
         made = verifying.run(job, catalog, identities, progress)
     if options.as_json:
         console.emit_json(made.document())
@@ -62,9 +55,7 @@ def _job(config: Config, known: Database, options: VerifyOptions) -> Job:
     from backupd.verify import Job
 
     wanted = known.verify
-    now = times.now()
-    backup_id = options.at if id_second(options.at) is not None else None
-    newest = options.at == "latest" or backup_id is not None
+    at, backup_id = opening.asked(options.at, times.now())
     server = wanted.scratch_dsn
     if options.server_major is not None and server is not None:
         raise ConfigError(
@@ -73,7 +64,7 @@ def _job(config: Config, known: Database, options: VerifyOptions) -> Job:
         )
     return Job(
         database=known.name,
-        at=None if newest else times.parse_moment(options.at, reference=now),
+        at=at,
         backup_id=backup_id,
         signing_key=_signing_key(config),
         server=None if server is None else Dsn(server.get_secret_value()),
@@ -102,32 +93,15 @@ def _signing_key(config: Config) -> SecretKey:
     return key
 
 
-def evidence(config: Config, database: str, since: str | None, as_json: bool) -> int:
+def evidence(path: str | None, database: str, since: str | None, as_json: bool) -> int:
     from backupd import evidence as evidences
 
-    with _catalog(config) as catalog:
-        if database not in config.databases and database not in catalog.databases():
-            config.database(database)  # says which name may have been meant
+    config = opening.load(path)
+    with opening.repository(config) as catalog, opening.naming(config, database):
         moment = times.parse_moment(since, reference=times.now()) if since is not None else None
-        try:
-            found = evidences.collect(catalog, database, moment)
-        except NoBackupError:
-            config.database(database)
-            raise
+        found = evidences.collect(catalog, database, moment)
     if as_json:
         console.emit_json(found.document())
     else:
         console.emit(found.markdown())
     return 0
-
-
-@contextmanager
-def _catalog(config: Config) -> Iterator[Catalog]:
-    with closing(connect(config.repository.url, config.s3_settings())) as storage:
-        yield Catalog(storage, config.trusted_signers())
-
-
-def load(path: str | None) -> Config:
-    import os
-
-    return configuration.load(configuration.find(path, os.environ, Path.cwd()), os.environ)

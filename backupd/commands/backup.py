@@ -1,0 +1,51 @@
+"""`backupd backup`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from backupd import console, views
+from backupd.commands import opening
+from backupd.console import Style
+from backupd.errors import BackupdError, ConfigError
+from backupd.manifest import Manifest
+
+
+def backup(style: Style, path: str | None, databases: Sequence[str], jobs: int | None, as_json: bool) -> int:
+    from backupd import backup as backups
+
+    config = opening.load(path)
+    chosen = [config.database(name) for name in databases] or list(config.databases.values())
+    if not chosen:
+        raise ConfigError(f"no database in {config.path}", hint='Add one: [databases.NAME] with dsn = "postgresql://…"')
+    made: list[Manifest] = []
+    failures: list[BackupdError] = []
+    with opening.repository(config) as catalog:
+        for database in chosen:
+            job = backups.Job(
+                database=database.name,
+                dsn=opening.dsn(database),
+                recipients=config.recipients(),
+                signing_key=config.load_signing_key(),
+                jobs=jobs or database.jobs,
+                level=database.compression.level,
+                lock_timeout=database.lock_wait_timeout,
+                large_table=database.large_table_size,
+                content=database.verify.fingerprint == "content",
+                bin_dirs=config.postgres.bin_dirs,
+            )
+            try:
+                with console.progress(style, database=database.name) as progress:
+                    made.append(backups.run(job, catalog, progress))
+            except BackupdError as error:
+                if len(chosen) == 1:
+                    raise
+                error.message = f"{database.name}: {error.message}"
+                console.show_error(style, error)  # the other databases get their backup all the same
+                failures.append(error)
+                continue
+            if not as_json:
+                console.emit(views.made(made[-1]))
+    if as_json:
+        console.emit_json([views.listed(manifest) for manifest in made])
+    return failures[0].exit_code if failures else 0

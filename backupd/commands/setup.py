@@ -1,0 +1,49 @@
+"""`backupd init` and `backupd check`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from backupd import console
+from backupd.commands import opening
+from backupd.console import Style
+from backupd.errors import ConfigError
+
+
+def init(style: Style, path: str | None, repository: str | None, databases: Sequence[str]) -> None:
+    from backupd.init import IDENTITY_NAME
+    from backupd.init import init as write
+
+    pairs: dict[str, str] = {}
+    for text in databases:
+        name, equals, dsn = text.partition("=")
+        if not equals or not name or not dsn or name in pairs:
+            raise ConfigError(
+                "--database takes NAME=DSN, each name once",
+                hint="--database shop=postgresql://backupd@db.internal/shop",
+            )
+        pairs[name] = dsn
+    result = write(Path(path or "backupd.toml"), repository, pairs)
+    for created in result.files:
+        console.emit(str(created))
+    identity = next(file for file in result.files if file.name == IDENTITY_NAME)
+    console.say(style, f"Keep a copy of {identity} somewhere else: without it no backup can be opened.", "warning")
+    console.say(style, f"Next: backupd --config {result.config} check")
+
+
+def check(path: str | None, databases: Sequence[str], as_json: bool) -> int:
+    from backupd.check import examine
+
+    config = opening.load(path)
+    chosen = [config.database(name) for name in databases] or list(config.databases.values())
+    worst, rows = 0, []
+    for finding in examine(config, chosen, [opening.dsn(each) for each in chosen]):
+        worst = worst or finding.exit_code
+        rows.append({"name": finding.name, "status": finding.status, "detail": finding.detail, "hint": finding.hint})
+        if not as_json:
+            hint = f"\n         {finding.hint}" if finding.hint and finding.status != "ok" else ""
+            console.emit(f"{finding.status:<7}  {finding.name}: {finding.detail}{hint}")
+    if as_json:
+        console.emit_json(rows)
+    return worst
