@@ -32,6 +32,26 @@ class Outcome:
         return json.loads(self.out)
 
 
+def call(
+    arguments: Sequence[str], *, folder: Path, environ: Mapping[str, str] = os.environ, timeout: float = 240
+) -> Outcome:
+    """Run `backupd ARGUMENTS` to its end, in a process of its own."""
+    if FORKER.fits(environ):
+        code, out, err = FORKER.run(arguments, environ, folder, timeout)
+        return Outcome(code, out.decode(), err.decode())
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=dict(environ),
+        cwd=folder,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
 class Site:
     """`init` has run in `folder`; `run` runs the command line there, in a process of its own."""
 
@@ -64,16 +84,14 @@ class Site:
 
     def run(self, *arguments: str, code: int | None = 0, timeout: float = 240) -> Outcome:
         """Run to the end; fails the test if the exit code is not `code` (None: any)."""
-        usual = FORKER.fits(self.environ) and type(self).command is Site.command
-        outcome = (self._forked if usual else self._started)(arguments, timeout)
+        if type(self).command is Site.command:
+            given = ["--config", str(self.config), *arguments]
+            outcome = call(given, folder=self.folder, environ=self.environ, timeout=timeout)
+        else:
+            outcome = self._started(arguments, timeout)
         assert code is None or outcome.code == code, f"exit {outcome.code}, not {code}:\n{outcome.out}\n{outcome.err}"
         assert "Traceback" not in outcome.err, outcome.err
         return outcome
-
-    def _forked(self, arguments: Sequence[str], timeout: float) -> Outcome:
-        given = ["--config", str(self.config), *arguments]
-        code, out, err = FORKER.run(given, self.environ, self.folder, timeout)
-        return Outcome(code, out.decode(), err.decode())
 
     def _started(self, arguments: Sequence[str], timeout: float) -> Outcome:
         done = subprocess.run(

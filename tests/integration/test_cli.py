@@ -17,7 +17,7 @@ from backupd import __version__
 from backupd.cli import app
 from backupd.postgres.server import ThrowawayServer
 from tests.postgres import NewDatabase, drop_database
-from tests.site import COMMAND, Site, local_site
+from tests.site import COMMAND, Site, call, local_site
 
 COMMANDS = sorted(app.list_commands(click.Context(app)))
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
@@ -42,39 +42,26 @@ def shop(tmp_path: Path, pg15: ThrowawayServer, new_database: NewDatabase) -> Si
     return made
 
 
-def run(*arguments: str, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # type: ignore[call-overload,no-any-return]
-        [*COMMAND, *arguments],
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        **options,
-    )
-
-
 # ---- help and usage
 
 
 def test_version(tmp_path: Path) -> None:
-    done = run("--version", cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"backupd {__version__}\n", "")
+    done = call(["--version"], folder=tmp_path)
+    assert (done.code, done.out, done.err) == (0, f"backupd {__version__}\n", "")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help(tmp_path: Path, command: str, option: str) -> None:
-    done = run(*([command] if command else []), option, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("Usage: backupd")
+    done = call([*([command] if command else []), option], folder=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("Usage: backupd")
 
 
 def test_no_command_is_usage(tmp_path: Path) -> None:
-    done = run(cwd=tmp_path)
-    assert done.returncode == 2
-    assert "Usage: backupd" in done.stdout + done.stderr
+    done = call([], folder=tmp_path)
+    assert done.code == 2
+    assert "Usage: backupd" in done.out + done.err
 
 
 WRONG = {
@@ -119,15 +106,15 @@ def test_unknown_database_names_the_nearest(site: Site, command: list[str]) -> N
 
 def test_verbose_and_quiet_exclude_each_other(site: Site) -> None:
     outcome = site.run("list", code=0)
-    done = run("--verbose", "--quiet", "--config", str(site.config), "list", cwd=site.folder)
-    assert done.returncode == 2
+    done = call(["--verbose", "--quiet", "--config", str(site.config), "list"], folder=site.folder)
+    assert done.code == 2
     assert outcome.code == 0
 
 
 def test_no_configuration(tmp_path: Path) -> None:
-    done = run("--config", "missing.toml", "list", "--json", cwd=tmp_path)
-    assert done.returncode == 2
-    assert json.loads(done.stdout)["error"]["exit"] == 2
+    done = call(["--config", "missing.toml", "list", "--json"], folder=tmp_path)
+    assert done.code == 2
+    assert json.loads(done.out)["error"]["exit"] == 2
 
 
 # ---- failures

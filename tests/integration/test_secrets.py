@@ -27,7 +27,7 @@ from backupd.postgres.server import ThrowawayServer
 from backupd.storage.connect import connect
 from tests.postgres import NewDatabase, drop_database
 from tests.seaweed import SeaweedServer
-from tests.site import COMMAND, Site, local_site, s3_site
+from tests.site import COMMAND, Site, call, local_site, s3_site
 from tests.watch import command_lines
 
 LOOKS = (("--verbose",), ("--verbose", "--log-format", "json"))
@@ -68,20 +68,11 @@ class Runs:
     markers: list[str]
 
     def __call__(self, *arguments: str, code: int | None = 0, look: tuple[str, ...] = ()) -> str:
-        command = [*COMMAND, "--config", str(self.site.config), *look, *arguments]
+        given = ["--config", str(self.site.config), *look, *arguments]
         with Watch(self.markers) as watch:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                env=self.site.environ,
-                cwd=self.site.folder,
-                timeout=240,
-                check=False,
-            )
-        said = done.stdout + done.stderr
-        assert code is None or done.returncode == code, f"exit {done.returncode}, not {code}: {said}"
+            done = call(given, folder=self.site.folder, environ=self.site.environ)
+        said = done.out + done.err
+        assert code is None or done.code == code, f"exit {done.code}, not {code}: {said}"
         assert not watch.leaks
         self.search(said, " ".join(arguments))
         return said
