@@ -198,6 +198,22 @@ def evidence(given: Globals, database: str, since: str | None, as_json: bool) ->
 
 
 @app.command()
+@databases_argument
+@click.option("--dry-run", is_flag=True, help="Print what would stay and go; delete nothing.")
+@json_option
+@click.pass_obj
+def prune(given: Globals, databases: Sequence[str], dry_run: bool, as_json: bool) -> int:
+    """Apply the retention rules: delete the backups that no rule keeps, and what failed backups left.
+
+    Never deleted: the newest backup, the newest proven one, any whose manifest cannot be read, and any at all while the
+    newest proof of the database says failed.
+    """
+    from backupd.commands import prune as command
+
+    return command.prune(given.style, given.config, databases, dry_run=dry_run, as_json=as_json)
+
+
+@app.command()
 @click.option("--folder", metavar="DIR", help="Where to play. An earlier demo there is replaced.")
 @click.pass_obj
 def demo(given: Globals, folder: str | None) -> None:

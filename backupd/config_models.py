@@ -82,6 +82,12 @@ def _at_least_a_second(value: timedelta) -> timedelta:
     return value
 
 
+def _at_least_an_hour(value: timedelta) -> timedelta:
+    if value < timedelta(hours=1):  # the objects of a backup that is being made are no leftovers
+        raise ValueError("expected a duration of at least 1h")
+    return value
+
+
 def _not_nothing(value: timedelta) -> timedelta:
     if not value:
         raise ValueError("expected a duration of more than 0")
@@ -294,6 +300,9 @@ class Defaults(Table):
     )
     large_table_size: Annotated[int, _parsed_by(parse_size)] = 64 << 20  # bytes
     retention: Retention | None = None  # default: every backup stays
+    leftover_grace: Annotated[timedelta, _parsed_by(parse_duration), AfterValidator(_at_least_an_hour)] = timedelta(
+        days=2
+    )  # how old the leftovers of a failed backup must be to be removed: longer than any backup runs
     verify: Verify = Verify()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,13 @@ def backups(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     return console.table(headers, cells, right=(3, 4, 5, 6))
+
+
+def pruned(rows: Sequence[Mapping[str, Any]], *, dry_run: bool) -> str:
+    """Why each backup stays or goes."""
+    goes = "goes" if dry_run else "gone"
+    cells = [(row["database"], row["id"], "stays" if row["keep"] else goes, ", ".join(row["reasons"])) for row in rows]
+    return console.table(("DATABASE", "ID", "", "WHY"), cells)
 
 
 def _whole_seconds(taken_at: str) -> str:

@@ -1,0 +1,223 @@
+"""What is due: every database's schedules against what its repository holds and what was tried since. Pure: no I/O, no
+clock, no threads. Every method is given the time.
+
+What was done is known from the storage (`learn`): a slot is done if a backup, or a test restore, is as late as it is.
+So a restart forgets nothing but failed attempts, and several hosts agree on what is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, time, timedelta
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from backupd import schedules
+from backupd.config_values import Schedule
+
+Kind = Literal["backup", "verify", "prune"]
+_SLACK = timedelta(seconds=2)  # by which the clock of a source may be behind ours
+KINDS: tuple[Kind, ...] = ("backup", "verify", "prune")  # in the order in which they are done, if all are due
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something to be done: it knows nothing of threads or hosts, so that any runner can do it."""
+
+    kind: Kind
+    database: str
+    slot: datetime  # when it was due, in UTC; what is as late as this was done already
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.database}"
+
+
+def is_done(slot: datetime, last: datetime | None) -> bool:
+    """Whether the newest that the storage holds is as late as the slot."""
+    return last is not None and last + _SLACK >= slot
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The hours in which a job may begin, by the clock on the wall; from after until: over midnight."""
+
+    begins: time
+    ends: time
+
+    def has(self, local: datetime) -> bool:
+        now = local.time()
+        if self.begins <= self.ends:
+            return self.begins <= now < self.ends
+        return now >= self.begins or now < self.ends
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """What follows a failure: `times` more attempts, the first after `delay`, each later one after twice as long."""
+
+    times: int = 3
+    delay: timedelta = timedelta(minutes=1)
+    longest: timedelta = timedelta(hours=1)
+
+    def after(self, failures: int) -> timedelta | None:
+        """How long to wait after so many failures in a row; None: not again before the next slot."""
+        if failures > self.times:
+            return None
+        return min(self.delay * (1 << min(failures - 1, 20)), self.longest)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """When one kind of job of one database is due. Without a schedule: when `wanted`, after another job."""
+
+    schedule: Schedule | None
+    zone: ZoneInfo
+    window: Window | None = None
+    jitter: timedelta = timedelta()
+    retry: Retry = Retry()
+
+
+@dataclass(slots=True)
+class _State:
+    last: datetime | None = None  # of the newest that the storage holds
+    settled: datetime | None = None  # slots up to here are not tried again, done or not
+    failures: int = 0  # in a row, of this slot
+    not_before: datetime | None = None
+    wanted: datetime | None = None  # since when, of what has no schedule
+    slot: datetime | None = None  # the latest, and
+    until: datetime | None = None  # when the next one comes: neither is worked out at every look
+
+
+@dataclass(slots=True)
+class Agenda:
+    """The plans of all databases, and where each stands."""
+
+    plans: Mapping[tuple[str, Kind], Plan]
+    _states: dict[tuple[str, Kind], _State] = field(default_factory=dict)
+    _running: dict[str, Job] = field(default_factory=dict)
+
+    def replace(self, plans: Mapping[tuple[str, Kind], Plan]) -> None:
+        """Another configuration: what is known of a job stays, but when it is due is asked again."""
+        self.plans = plans
+        for state in self._states.values():
+            state.slot = state.until = None
+
+    def learn(self, database: str, kind: Kind, last: datetime | None) -> None:
+        """The newest that the storage holds."""
+        self._state(database, kind).last = last
+
+    def want(self, database: str, kind: Kind, now: datetime) -> None:
+        """A job without a schedule, as soon as can be."""
+        state = self._state(database, kind)
+        state.wanted, state.failures, state.not_before = now, 0, None
+
+    def due(self, now: datetime) -> list[Job]:
+        """What may begin now, the longest overdue first; at most one job for each database."""
+        found: dict[str, Job] = {}
+        for database, kind in sorted(self.plans, key=lambda key: (key[0], KINDS.index(key[1]))):
+            if database in found or database in self._running:
+                continue
+            job = self._job(database, kind, now)
+            if job is not None:
+                found[database] = job
+        return sorted(found.values(), key=lambda job: (job.slot, job.database))
+
+    def begin(self, job: Job) -> None:
+        self._running[job.database] = job
+
+    def succeed(self, job: Job, now: datetime, last: datetime | None) -> list[datetime]:
+        """The job is done; `last` is the time of the newest that the storage holds now. Returns the slots that came
+        while it ran: they are left out."""
+        state = self._end(job)
+        state.last = last if last is not None else state.last
+        missed = self._between(job, now)
+        state.settled = max([job.slot, *missed])
+        return missed
+
+    def fail(self, job: Job, now: datetime) -> datetime | None:
+        """The job failed. Returns when it is tried again; None: not for this slot."""
+        state = self._end(job)
+        state.failures += 1
+        wait = self.plans[job.database, job.kind].retry.after(state.failures) if self._knows(job) else None
+        if wait is None:
+            state.failures, state.not_before = 0, None
+            state.settled = max([job.slot, *self._between(job, now)])
+            return None
+        state.not_before = now + wait
+        if self.plans[job.database, job.kind].schedule is None:
+            state.wanted = job.slot
+        return state.not_before
+
+    def put_off(self, job: Job, until: datetime) -> None:
+        """The job could not begin, through no fault: it is asked for again at `until`."""
+        state = self._end(job)
+        state.not_before = until
+        if self._knows(job) and self.plans[job.database, job.kind].schedule is None:
+            state.wanted = job.slot
+
+    def next_run(self, database: str, kind: Kind, now: datetime) -> datetime | None:
+        """When it is due next, as far as the schedule tells: `now` if it is overdue."""
+        plan, state = self.plans[database, kind], self._state(database, kind)
+        if plan.schedule is None:
+            return state.wanted and now
+        if self._waiting(database, kind, now) is not None:
+            return max(now, state.not_before or now)
+        return state.until and state.until + self._jitter(database, kind)
+
+    @property
+    def running(self) -> Sequence[Job]:
+        return list(self._running.values())
+
+    # ---- inside
+
+    def _state(self, database: str, kind: Kind) -> _State:
+        return self._states.setdefault((database, kind), _State())
+
+    def _knows(self, job: Job) -> bool:
+        return (job.database, job.kind) in self.plans  # a reload may have taken it away
+
+    def _jitter(self, database: str, kind: Kind) -> timedelta:
+        return schedules.jitter(f"{database} {kind}", self.plans[database, kind].jitter)
+
+    def _end(self, job: Job) -> _State:
+        if self._running.get(job.database) == job:
+            del self._running[job.database]
+        state = self._state(job.database, job.kind)
+        state.wanted = None
+        return state
+
+    def _job(self, database: str, kind: Kind, now: datetime) -> Job | None:
+        plan, state = self.plans[database, kind], self._state(database, kind)
+        slot = self._waiting(database, kind, now)
+        if slot is None or (state.not_before is not None and now < state.not_before):
+            return None
+        if plan.window is not None and not plan.window.has(now.astimezone(plan.zone)):
+            return None
+        if plan.schedule is not None and now < slot + self._jitter(database, kind):
+            return None
+        return Job(kind, database, slot)
+
+    def _waiting(self, database: str, kind: Kind, now: datetime) -> datetime | None:
+        """The slot that is not done yet, if there is one."""
+        plan, state = self.plans[database, kind], self._state(database, kind)
+        if plan.schedule is None:
+            return state.wanted
+        if kind == "verify" and self._state(database, "backup").last is None:
+            return None  # there is nothing to be tested
+        if state.until is None or now >= state.until or (state.slot is not None and now < state.slot):
+            slot = schedules.latest(plan.schedule, plan.zone, now)
+            if slot != state.slot and state.failures:  # a new slot begins with all its attempts
+                state.failures, state.not_before = 0, None
+            state.slot, state.until = slot, schedules.after(plan.schedule, plan.zone, now)
+        if state.slot is None or is_done(state.slot, state.last):
+            return None
+        return None if state.settled is not None and state.settled >= state.slot else state.slot
+
+    def _between(self, job: Job, now: datetime) -> list[datetime]:
+        """The slots after the job's own, up to now."""
+        plan = self.plans.get((job.database, job.kind))
+        if plan is None or plan.schedule is None:
+            return []
+        newest = schedules.latest(plan.schedule, plan.zone, now)
+        return [newest] if newest is not None and newest > job.slot else []

@@ -1,0 +1,56 @@
+"""`backupd prune`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from backupd import console, times, views
+from backupd import prune as pruning
+from backupd.commands import opening
+from backupd.config_models import Database
+from backupd.console import Style
+from backupd.errors import BackupdError, ConfigError
+from backupd.retention import Policy
+
+
+def prune(style: Style, path: str | None, databases: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
+    config = opening.load(path)
+    chosen = [config.database(name) for name in databases] or list(config.databases.values())
+    if not chosen:
+        raise ConfigError(f"no database in {config.path}", hint='Add one: [databases.NAME] with dsn = "postgresql://…"')
+    rows: list[Mapping[str, object]] = []
+    failures: list[BackupdError] = []
+    with opening.repository(config) as catalog:
+        for database in chosen:
+            try:
+                plan = pruning.plan(
+                    catalog,
+                    database.name,
+                    policy(database),
+                    times.now(),
+                    database.timezone,
+                    grace=database.leftover_grace,
+                )
+                if plan.paused is not None:
+                    console.say(style, f"{database.name}: nothing is pruned, since {plan.paused}", "warning")
+                if not dry_run:
+                    pruning.run(plan, catalog)
+            except BackupdError as error:
+                if len(chosen) == 1:
+                    raise
+                error.message = f"{database.name}: {error.message}"
+                console.show_error(style, error)  # the others are pruned all the same
+                failures.append(error)
+                continue
+            rows += pruning.rows(plan)
+    if as_json:
+        console.emit_json(rows)
+    elif rows:
+        console.emit(views.pruned(rows, dry_run=dry_run))
+    return failures[0].exit_code if failures else 0
+
+
+def policy(database: Database) -> Policy:
+    """What the configuration says, as rules."""
+    given = database.retention
+    return Policy() if given is None else Policy(**given.model_dump())

@@ -1,0 +1,119 @@
+"""Which backups stay, and why: pure, no I/O.
+
+A rule that counts periods (`daily = 7`) keeps the newest backup of each of the last 7 days that have one, in the
+database's time zone: a day without a backup uses nothing up. What any rule keeps stays. So does, whatever the rules
+say, the newest backup, the newest proven one, and each whose manifest can't be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from backupd import times
+from backupd.catalog import BackupRef
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules; 0 and None: off. Without any rule everything stays."""
+
+    keep_last: int = 0
+    keep_within: timedelta | None = None
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    yearly: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.keep_last or self.keep_within or any(getattr(self, name) for name in _PERIODS))
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of one backup."""
+
+    ref: BackupRef
+    keep: bool
+    reasons: tuple[str, ...]  # why it stays, each rule by itself; or the one why it goes
+
+
+def _hour(local: datetime) -> str:
+    # The hour that comes twice when clocks are set back is two hours: their offsets differ.
+    return local.strftime("%Y-%m-%d %H:00%z")
+
+
+def _week(local: datetime) -> str:
+    year, week, _ = local.isocalendar()
+    return f"{year}-W{week:02}"
+
+
+_PERIODS: Mapping[str, Callable[[datetime], str]] = {
+    "hourly": _hour,
+    "daily": lambda local: local.strftime("%Y-%m-%d"),
+    "weekly": _week,  # of ISO 8601: from Monday on
+    "monthly": lambda local: local.strftime("%Y-%m"),
+    "yearly": lambda local: local.strftime("%Y"),
+}
+
+
+def decide(
+    backups: Sequence[BackupRef],
+    policy: Policy,
+    now: datetime,
+    zone: ZoneInfo,
+    *,
+    proven: Collection[str] = (),
+    unreadable: Mapping[str, str] | None = None,
+    paused: str | None = None,
+) -> list[Decision]:
+    """One decision for each backup, newest first.
+
+    `proven`: the IDs of backups that a test restore passed. `unreadable`: why a manifest can't be believed, by ID;
+    such a backup stays, and uses up no rule's count. `paused`: why nothing may go now.
+    """
+    unreadable = unreadable or {}
+    newest_first = sorted(backups, reverse=True)
+    readable = [ref for ref in newest_first if ref.id not in unreadable]
+    reasons: dict[str, list[str]] = {ref.id: [] for ref in newest_first}
+    for ref in newest_first:
+        if ref.id in unreadable:
+            reasons[ref.id].append(f"cannot be read: {unreadable[ref.id]}")
+    for ref in readable[:1]:
+        reasons[ref.id].append("the newest")
+    for ref in [ref for ref in readable if ref.id in proven][:1]:
+        reasons[ref.id].append("the newest proven")
+    if policy.is_empty:
+        for ref in readable:
+            reasons[ref.id].append("no retention is set")
+    for number, ref in enumerate(readable[: policy.keep_last], 1):
+        reasons[ref.id].append(f"last {number} of {policy.keep_last}")
+    if policy.keep_within is not None:
+        for ref in readable:
+            if ref.second >= now - policy.keep_within:
+                reasons[ref.id].append(f"within {times.human_duration(policy.keep_within)}")
+    for rule in _PERIODS:
+        for period, ref in _newest_of_each(readable, _PERIODS[rule], zone)[: getattr(policy, rule)]:
+            reasons[ref.id].append(f"{rule} {period}")
+    return [_decision(ref, reasons[ref.id], paused) for ref in newest_first]
+
+
+def _newest_of_each(
+    newest_first: Sequence[BackupRef], period: Callable[[datetime], str], zone: ZoneInfo
+) -> list[tuple[str, BackupRef]]:
+    found: dict[str, BackupRef] = {}
+    for ref in newest_first:
+        found.setdefault(period(ref.second.astimezone(zone)), ref)
+    return list(found.items())
+
+
+def _decision(ref: BackupRef, reasons: Sequence[str], paused: str | None) -> Decision:
+    if reasons:
+        return Decision(ref, True, tuple(reasons))
+    if paused is not None:
+        return Decision(ref, True, (f"pruning is paused: {paused}",))
+    return Decision(ref, False, ("no rule keeps it",))
