@@ -85,18 +85,25 @@ def _read_tables(
         " where c.relkind = 'r'"
     ).fetchall()
     oids = {(str(schema), str(name)): int(oid) for schema, name, oid in rows}
-    here = [_key(table) for table in tables if _key(table) in oids]
-    names = {oids[key]: key for key in here}
+    here = [table for table in tables if _key(table) in oids]
+    names = {oids[_key(table)]: _key(table) for table in here}
     found: dict[tuple[str, str], tuple[int, str]] = {}
-    for start in range(0, len(here), _PER_QUERY):
-        batch = here[start : start + _PER_QUERY]
+    # What the backup could not hash, a row of a gigabyte say, can't be hashed here either.
+    hashed = [table for table in here if content and table.content is not None]
+    counted = [table for table in here if not (content and table.content is not None)]
+    for batch in _batches(hashed):
         with session.transaction(force_rollback=True):
-            if content:
-                read = fingerprint.contents(session, [oids[key] for key in batch])
-            else:
-                read = {oids[key]: (rows, "") for key, rows in zip(batch, database.count(session, batch), strict=True)}
+            read = fingerprint.contents(session, [oids[_key(table)] for table in batch])
         found |= {names[oid]: value for oid, value in read.items()}
+    for batch in _batches(counted):
+        with session.transaction(force_rollback=True):
+            keys = [_key(table) for table in batch]
+            found |= {key: (rows, "") for key, rows in zip(keys, database.count(session, keys), strict=True)}
     return found
+
+
+def _batches(tables: Sequence[Table]) -> Iterator[Sequence[Table]]:
+    return (tables[start : start + _PER_QUERY] for start in range(0, len(tables), _PER_QUERY))
 
 
 def _rows(manifest: Manifest, found: dict[tuple[str, str], int]) -> Check:
