@@ -146,7 +146,7 @@ def _contents(
         if table.content is None:
             unknown.add(_place(table))
         expected[_place(table)] += int(table.content or 0)
-        hashed[_place(table)] += int(found.get(_key(table), (0, "0"))[1])
+        hashed[_place(table)] += int(found.get(_key(table), (0, ""))[1] or 0)
     differing = [
         f"table {place}: its rows are others"
         for place, value in expected.items()
