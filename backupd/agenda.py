@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, time, timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
 
 from backupd import schedules
-from backupd.config_values import Schedule
+from backupd.config_values import Schedule, Window
 
 Kind = Literal["backup", "verify", "prune"]
 _SLACK = timedelta(seconds=2)  # by which the clock of a source may be behind ours
@@ -36,20 +36,6 @@ class Job:
 def is_done(slot: datetime, last: datetime | None) -> bool:
     """Whether the newest that the storage holds is as late as the slot."""
     return last is not None and last + _SLACK >= slot
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The hours in which a job may begin, by the clock on the wall; from after until: over midnight."""
-
-    begins: time
-    ends: time
-
-    def has(self, local: datetime) -> bool:
-        now = local.time()
-        if self.begins <= self.ends:
-            return self.begins <= now < self.ends
-        return now >= self.begins or now < self.ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +66,7 @@ class Plan:
 
 @dataclass(slots=True)
 class _State:
+    known: bool = False
     last: datetime | None = None  # of the newest that the storage holds
     settled: datetime | None = None  # slots up to here are not tried again, done or not
     failures: int = 0  # in a row, of this slot
@@ -95,7 +82,7 @@ class Agenda:
 
     plans: Mapping[tuple[str, Kind], Plan]
     _states: dict[tuple[str, Kind], _State] = field(default_factory=dict)
-    _running: dict[str, Job] = field(default_factory=dict)
+    _running: dict[str, tuple[Job, datetime]] = field(default_factory=dict)  # by database: and since when
 
     def replace(self, plans: Mapping[tuple[str, Kind], Plan]) -> None:
         """Another configuration: what is known of a job stays, but when it is due is asked again."""
@@ -104,8 +91,9 @@ class Agenda:
             state.slot = state.until = None
 
     def learn(self, database: str, kind: Kind, last: datetime | None) -> None:
-        """The newest that the storage holds."""
-        self._state(database, kind).last = last
+        """The newest that the storage holds. Before this was told, nothing of it is due."""
+        state = self._state(database, kind)
+        state.last, state.known = last, True
 
     def want(self, database: str, kind: Kind, now: datetime) -> None:
         """A job without a schedule, as soon as can be."""
@@ -123,26 +111,26 @@ class Agenda:
                 found[database] = job
         return sorted(found.values(), key=lambda job: (job.slot, job.database))
 
-    def begin(self, job: Job) -> None:
-        self._running[job.database] = job
+    def begin(self, job: Job, now: datetime) -> None:
+        self._running[job.database] = (job, now)
 
-    def succeed(self, job: Job, now: datetime, last: datetime | None) -> list[datetime]:
-        """The job is done; `last` is the time of the newest that the storage holds now. Returns the slots that came
-        while it ran: they are left out."""
-        state = self._end(job)
+    def succeed(self, job: Job, now: datetime, last: datetime | None) -> datetime | None:
+        """The job is done; `last` is the time of the newest that the storage holds now. Returns the slot that it ran
+        over, if it did: that one is left out."""
+        state, began = self._end(job)
         state.last = last if last is not None else state.last
-        missed = self._between(job, now)
-        state.settled = max([job.slot, *missed])
+        missed = self._overrun(job, began or now, now)
+        state.settled = max(job.slot, missed or job.slot)
         return missed
 
     def fail(self, job: Job, now: datetime) -> datetime | None:
         """The job failed. Returns when it is tried again; None: not for this slot."""
-        state = self._end(job)
+        state, began = self._end(job)
         state.failures += 1
         wait = self.plans[job.database, job.kind].retry.after(state.failures) if self._knows(job) else None
         if wait is None:
             state.failures, state.not_before = 0, None
-            state.settled = max([job.slot, *self._between(job, now)])
+            state.settled = max(job.slot, self._overrun(job, began or now, now) or job.slot)
             return None
         state.not_before = now + wait
         if self.plans[job.database, job.kind].schedule is None:
@@ -151,7 +139,7 @@ class Agenda:
 
     def put_off(self, job: Job, until: datetime) -> None:
         """The job could not begin, through no fault: it is asked for again at `until`."""
-        state = self._end(job)
+        state, _ = self._end(job)
         state.not_before = until
         if self._knows(job) and self.plans[job.database, job.kind].schedule is None:
             state.wanted = job.slot
@@ -167,12 +155,15 @@ class Agenda:
 
     @property
     def running(self) -> Sequence[Job]:
-        return list(self._running.values())
+        return [job for job, _ in self._running.values()]
 
     # ---- inside
 
     def _state(self, database: str, kind: Kind) -> _State:
-        return self._states.setdefault((database, kind), _State())
+        found = self._states.get((database, kind))
+        if found is None:
+            found = self._states[database, kind] = _State()
+        return found
 
     def _knows(self, job: Job) -> bool:
         return (job.database, job.kind) in self.plans  # a reload may have taken it away
@@ -180,19 +171,20 @@ class Agenda:
     def _jitter(self, database: str, kind: Kind) -> timedelta:
         return schedules.jitter(f"{database} {kind}", self.plans[database, kind].jitter)
 
-    def _end(self, job: Job) -> _State:
-        if self._running.get(job.database) == job:
-            del self._running[job.database]
+    def _end(self, job: Job) -> tuple[_State, datetime | None]:
+        """Where it stands, and when the job began."""
+        running, began = self._running.pop(job.database, (None, None))
+        assert running in (job, None)
         state = self._state(job.database, job.kind)
         state.wanted = None
-        return state
+        return state, began
 
     def _job(self, database: str, kind: Kind, now: datetime) -> Job | None:
         plan, state = self.plans[database, kind], self._state(database, kind)
         slot = self._waiting(database, kind, now)
         if slot is None or (state.not_before is not None and now < state.not_before):
             return None
-        if plan.window is not None and not plan.window.has(now.astimezone(plan.zone)):
+        if plan.window is not None and not plan.window.has(now.astimezone(plan.zone).time()):
             return None
         if plan.schedule is not None and now < slot + self._jitter(database, kind):
             return None
@@ -203,21 +195,36 @@ class Agenda:
         plan, state = self.plans[database, kind], self._state(database, kind)
         if plan.schedule is None:
             return state.wanted
-        if kind == "verify" and self._state(database, "backup").last is None:
-            return None  # there is nothing to be tested
-        if state.until is None or now >= state.until or (state.slot is not None and now < state.slot):
-            slot = schedules.latest(plan.schedule, plan.zone, now)
-            if slot != state.slot and state.failures:  # a new slot begins with all its attempts
-                state.failures, state.not_before = 0, None
-            state.slot, state.until = slot, schedules.after(plan.schedule, plan.zone, now)
+        if not state.known or (kind == "verify" and self._state(database, "backup").last is None):
+            return None  # in the second case there is nothing to be tested
+        _look_up(plan, state, now)
         if state.slot is None or is_done(state.slot, state.last):
             return None
         return None if state.settled is not None and state.settled >= state.slot else state.slot
 
-    def _between(self, job: Job, now: datetime) -> list[datetime]:
-        """The slots after the job's own, up to now."""
-        plan = self.plans.get((job.database, job.kind))
+    def _overrun(self, job: Job, began: datetime, now: datetime) -> datetime | None:
+        """The slot that came while the job ran, if it ran for most of the time between: not one that it met by chance,
+        because it had to wait before it could begin."""
+        plan, state = self.plans.get((job.database, job.kind)), self._state(job.database, job.kind)
         if plan is None or plan.schedule is None:
-            return []
-        newest = schedules.latest(plan.schedule, plan.zone, now)
-        return [newest] if newest is not None and newest > job.slot else []
+            return None
+        _look_up(plan, state, now)
+        newest = state.slot
+        if newest is None or newest <= job.slot or newest - began < (newest - job.slot) / 2:
+            return None
+        return newest
+
+
+def _look_up(plan: Plan, state: _State, now: datetime) -> None:
+    """The latest slot and the next one, if those that are known are no longer."""
+    assert plan.schedule is not None
+    if state.slot is not None and state.until is not None and state.slot <= now < state.until:
+        return
+    slot = state.until
+    until = None if slot is None else schedules.after(plan.schedule, plan.zone, slot)
+    if slot is None or until is None or not slot <= now < until:  # not just the next one: the clock made a jump
+        slot = schedules.latest(plan.schedule, plan.zone, now)
+        until = schedules.after(plan.schedule, plan.zone, now)
+    if slot != state.slot and state.failures:  # a new slot begins with all its attempts
+        state.failures, state.not_before = 0, None
+    state.slot, state.until = slot, until

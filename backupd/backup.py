@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from backupd.catalog import Catalog, data_prefix
 from backupd.crypto import age, minisign
 from backupd.errors import PostgresError
 from backupd.manifest import Manifest, Stream, Table
+from backupd.pace import Pace
 from backupd.postgres import dump, inventory, sequences, snapshot, workers
 from backupd.postgres.inventory import SourceTable
 from backupd.postgres.process import Running
@@ -45,6 +46,9 @@ class Job:
     large_table: int = 64 << 20  # bytes from which a table has a stream of its own; middling ones fill half of it
     content: bool = False  # hash every row too, for test restores
     bin_dirs: Sequence[Path] = ()
+    give_way_after: timedelta = timedelta()  # how long others may queue behind our locks; 0: for ever
+    pace: Pace = field(default_factory=lambda: Pace(0))
+    claimed: Callable[[], None] = lambda: None  # called when no other host can back it up, before anything is locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +70,16 @@ def run(job: Job, catalog: Catalog, progress: Progress) -> Manifest:
     if begins:  # a disk that is not mounted and a mistyped prefix look just like this
         progress.warn(f"{catalog.storage.url} held no repository: a new one was begun there")
     progress.phase(f"{job.database}: locking tables and taking a snapshot")
-    with snapshot.take(job.dsn, lock_timeout=job.lock_timeout, holder=repository, parallel=job.content) as source:
+    with snapshot.take(
+        job.dsn, lock_timeout=job.lock_timeout, holder=repository, parallel=job.content, claimed=job.claimed
+    ) as source:
         backup_id = manifest.new_id(source.taken_at)
         client = choose_client(find_installations(job.bin_dirs), source.major)
         application = f"backupd {backup_id}"
         parts = plan_parts(job, source, client, application)
         progress.phase(f"{job.database}: dumping {len(source.tables)} tables in {len(parts)} streams")
         try:
-            with snapshot.Watch(source, application, job.lock_timeout, running) as watch:
+            with snapshot.Watch(source, application, job.lock_timeout, running, job.give_way_after) as watch:
                 survey = Survey(source, running, job.lock_timeout)
                 before = survey.positions()
                 stored, found = _dump(job, catalog, survey, source, backup_id, parts, progress, watch)
@@ -89,6 +95,7 @@ def run(job: Job, catalog: Catalog, progress: Progress) -> Manifest:
             if catalog.is_committed(backup_id):
                 error.add_note(f"Backup {backup_id} was complete by then, and stays.")
             else:
+                source.release()  # nobody is to wait for our locks while the storage is tidied up
                 _discard(catalog, job.database, backup_id, error)
             raise
     return made
@@ -192,6 +199,7 @@ def store(job: Job, catalog: Catalog, backup_id: str, part: Part, running: Runni
             recipients=job.recipients,
             level=job.level,
             advance=partial(progress.advance, part.name),
+            pace=job.pace,
         )
     progress.end(part.name)
     return _stream(key, part.kind, stored, monotonic() - began, part.tables)

@@ -6,18 +6,14 @@ Imports of what a command needs wait until it runs: `backupd --help` answers at 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from threading import Timer
-from time import monotonic
-from types import FrameType
 from typing import Any
 
 import click
 
-from backupd import __version__, console
+from backupd import __version__, console, signals
 from backupd.console import Style
 from backupd.errors import BackupdError, ConfigError
 
@@ -32,19 +28,23 @@ class Globals:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--config", metavar="FILE", help="The configuration file.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", help="Form of log lines on stderr.")
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), help="Log lines on stderr; default: text, of a service json."
+)
 @click.option("--verbose", is_flag=True, help="Show tracebacks.")
 @click.option("--quiet", is_flag=True, help="Nothing but results, warnings and errors.")
 @click.version_option(__version__, prog_name="backupd", message="%(prog)s %(version)s")
 @click.pass_context
-def app(context: click.Context, config: str | None, log_format: str, verbose: bool, quiet: bool) -> None:
+def app(context: click.Context, config: str | None, log_format: str | None, verbose: bool, quiet: bool) -> None:
     """PostgreSQL backups that prove they restore.
 
     The configuration is --config, else $BACKUPD_CONFIG, else ./backupd.toml, else /etc/backupd/backupd.toml.
     """
     if verbose and quiet:
         raise click.UsageError("--verbose and --quiet exclude each other")
-    context.obj.config, context.obj.style = config, Style(log_format, verbose, quiet)
+    if log_format is None and context.invoked_subcommand == "run" and not console.colours(sys.stderr):
+        log_format = "json"  # nobody watches: the lines are for programs
+    context.obj.config, context.obj.style = config, Style(log_format or "text", verbose, quiet)
 
 
 databases_argument = click.argument("databases", metavar="[DATABASE]...", nargs=-1)
@@ -213,6 +213,15 @@ def prune(given: Globals, databases: Sequence[str], dry_run: bool, as_json: bool
     return command.prune(given.style, given.config, databases, dry_run=dry_run, as_json=as_json)
 
 
+@app.command("run")
+@click.pass_obj
+def run_(given: Globals) -> int:
+    """Back up, verify and prune whatever is due, until stopped. SIGHUP reads the configuration again."""
+    from backupd.commands import run as command
+
+    return command.run(given.style, given.config)
+
+
 @app.command()
 @click.option("--folder", metavar="DIR", help="Where to play. An earlier demo there is replaced.")
 @click.pass_obj
@@ -223,54 +232,9 @@ def demo(given: Globals, folder: str | None) -> None:
     story.run(given.style, folder)
 
 
-class Terminated(KeyboardInterrupt):
-    """A signal that asks us to end: cleaned up after, as any failure is."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-_PATIENCE = 10.0  # seconds in which cleaning up after a signal is not interrupted by another
-_MOMENT = 0.05  # seconds, in which the main thread leaves the destructor
-_last_signal = 0.0
-
-
-def _terminate(number: int, _frame: FrameType | None) -> None:
-    """Raise, in whatever the main thread does. Not for a second one that soon follows, since cleaning up must not be
-    interrupted; but for a later one, as Python loses exceptions raised in a few places."""
-    global _last_signal
-    now, before = monotonic(), _last_signal
-    if not before or now - before > _PATIENCE:
-        _last_signal = now
-        raise Terminated(number)
-
-
-def _again(lost: sys.UnraisableHookArgs) -> None:
-    """Python drops what is raised in destructors and callbacks. Our end must not be dropped: the signal comes again."""
-    if not isinstance(lost.exc_value, Terminated):
-        sys.__unraisablehook__(lost)
-        return
-    global _last_signal
-    _last_signal = 0.0
-    resend = Timer(_MOMENT, os.kill, [os.getpid(), lost.exc_value.number])
-    resend.daemon = True
-    resend.start()
-
-
-def _heed_signals() -> None:
-    sys.unraisablehook = _again
-    for each in _ENDING:
-        if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup and shells set it, for a reason
-            signal.signal(each, _terminate)
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return the exit code that the contract gives its outcome."""
-    _heed_signals()
+    signals.heed()
     try:
         code = _run(arguments)
         if sys.stdout is not None:  # it is where the caller closed it
@@ -302,7 +266,7 @@ def _run(arguments: Sequence[str]) -> int:
         return _fail(given.style, ConfigError(error.format_message(), hint=f"{where} --help"), as_json)
     except BackupdError as error:
         return _fail(given.style, error, as_json)
-    except Terminated as error:
+    except signals.Terminated as error:
         return _interrupted(given.style, error, 128 + error.number)
     except (KeyboardInterrupt, click.exceptions.Abort) as error:
         return _interrupted(given.style, error, 130)

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
 
 from pydantic import SecretStr, ValidationError
 
 from backupd.config_models import (
+    Cluster,
+    ClusterTable,
+    Daemon,
     Database,
     DatabaseTable,
     Defaults,
     Document,
     Encryption,
+    Hooks,
+    Notify,
     Postgres,
     Repository,
     Server,
     Verify,
     has_password,
+    member,
 )
 from backupd.config_problems import Problem, explain, report, without
 from backupd.config_source import Source, read
@@ -49,6 +55,9 @@ class Config:
     repository: Repository
     encryption: Encryption
     databases: Mapping[str, Database]  # defaults merged in, in the order of the file; may be empty
+    clusters: Mapping[str, Cluster]
+    daemon: Daemon
+    notify: Notify
     postgres: Postgres
     server: Server
     environ: Mapping[str, str] = field(repr=False)
@@ -57,8 +66,12 @@ class Config:
         """One database. ConfigError names the nearest one there is."""
         if name in self.databases:
             return self.databases[name]
+        cluster, dot, encoded = name.partition(".")
+        if dot and cluster in self.clusters:
+            return member(self.clusters[cluster], unquote(encoded))
         near = nearest(name, self.databases)
-        known = f"it has: {', '.join(self.databases)}" if self.databases else "it has none; add a [databases.NAME]"
+        names = [*self.databases, *(f"{cluster}.…" for cluster in self.clusters)]
+        known = f"it has: {', '.join(names)}" if names else "it has none; add a [databases.NAME]"
         raise ConfigError(f"no database {name!r} in {self.path}", hint=f"did you mean {near}?" if near else f"{known}")
 
     def load_identities(self) -> list[age.Identity]:
@@ -148,6 +161,11 @@ def _revealed(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
 
 
+def only(config: Config, database: Database) -> Config:
+    """The same configuration for one database, also if it was found on a cluster."""
+    return replace(config, databases={database.name: database}, clusters={})
+
+
 def find(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Path:
     """The configuration to use: `--config`, `$BACKUPD_CONFIG`, `./backupd.toml`, `/etc/backupd/backupd.toml`.
 
@@ -191,20 +209,31 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
         path=path,
         repository=document.repository,
         encryption=document.encryption,
-        databases=MappingProxyType(
-            {name: _merged(name, table, document.defaults) for name, table in document.databases.items()}
-        ),
+        databases={name: _merged(name, table, document.defaults) for name, table in document.databases.items()},
+        clusters={name: _cluster(name, table, document.defaults) for name, table in document.clusters.items()},
+        daemon=document.daemon,
+        notify=document.notify,
         postgres=document.postgres,
         server=document.server,
-        environ=environ,
+        environ=dict(environ),  # as it is now: processes of jobs get a copy
     )
 
 
 def _misnamed(source: Source) -> list[Problem]:
-    databases = source.values.get("databases")
-    names = databases if isinstance(databases, dict) else {}
+    databases, clusters = source.values.get("databases"), source.values.get("clusters")
+    names = list(databases) if isinstance(databases, dict) else []
+    members = list(clusters) if isinstance(clusters, dict) else []
     text = 'is not a database name: letters, digits, "_", "-" and ".", not starting with "."'
-    return [Problem(("databases", name), text) for name in names if not is_database_name(name)]
+    found = [Problem(("databases", name), text) for name in names if not is_database_name(name)]
+    text = 'is not the name of a cluster: letters, digits, "_" and "-"'
+    found += [Problem(("clusters", name), text) for name in members if "." in name or not is_database_name(name)]
+    text = "has the name that a database of the cluster {} would have"
+    found += [
+        Problem(("databases", name), text.format(name.partition(".")[0]), "call one of them otherwise")
+        for name in names
+        if "." in name and name.partition(".")[0] in members
+    ]
+    return found
 
 
 def _readable_keys(source: Source, environ: Mapping[str, str], home: str) -> list[Problem]:
@@ -228,15 +257,24 @@ def _readable_keys(source: Source, environ: Mapping[str, str], home: str) -> lis
 
 
 def _merged(name: str, own: DatabaseTable, defaults: Defaults) -> Database:
-    """A database's own keys override the defaults. `retention` replaces as a whole, `verify` key by key."""
+    return Database.model_construct(name=name, **_with_defaults(own, defaults))
+
+
+def _cluster(name: str, own: ClusterTable, defaults: Defaults) -> Cluster:
+    return Cluster.model_construct(name=name, **_with_defaults(own, defaults))
+
+
+def _with_defaults(own: DatabaseTable, defaults: Defaults) -> dict[str, Any]:
+    """A database's own keys override the defaults. `retention` replaces as a whole, `verify` and `hooks` key by key."""
     values = _given(defaults)
     if has_password(own.dsn):
         values.pop("password", None)
     values |= _given(own)
     values["verify"] = Verify.model_construct(**(_given(defaults.verify) | _given(own.verify)))
-    return Database.model_construct(name=name, **values)
+    values["hooks"] = Hooks.model_construct(**(_given(defaults.hooks) | _given(own.hooks)))
+    return values
 
 
-def _given(table: Defaults | Verify) -> dict[str, Any]:
+def _given(table: Defaults | Verify | Hooks) -> dict[str, Any]:
     """The keys that stand in the file."""
     return {name: getattr(table, name) for name in table.model_fields_set}

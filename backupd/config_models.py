@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -32,12 +32,14 @@ from backupd.config_values import (
     Address,
     Compression,
     Schedule,
+    Window,
     parse_address,
     parse_compression,
     parse_duration,
     parse_schedule,
     parse_size,
     parse_timezone,
+    parse_window,
     resolve_path,
 )
 
@@ -103,6 +105,12 @@ def _checked_scratch(value: SecretStr) -> SecretStr:
     return value if value.get_secret_value() == EPHEMERAL else _checked_dsn(value)
 
 
+def _checked_url(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"https?://[^\s/]+\S*", value.get_secret_value()):
+        raise ValueError('expected "https://…"')
+    return value
+
+
 def _conninfo(dsn: SecretStr) -> dict[str, Any]:
     """The parameters of a libpq connection string."""
     import psycopg.conninfo  # not at the top: loading libpq takes longer than the rest of this file
@@ -133,6 +141,9 @@ Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML knows lists only
 Password = Annotated[SecretStr, AfterValidator(_not_empty)]
 Dsn = Annotated[SecretStr, AfterValidator(_checked_dsn)]
 ScheduleText = Annotated[InstanceOf[Schedule], _parsed_by(parse_schedule)]
+Command = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]  # no shell reads it
+Duration = Annotated[timedelta, _parsed_by(parse_duration)]
+Url = Annotated[SecretStr, AfterValidator(_checked_url)]
 Count = Annotated[int, Field(ge=0, le=100_000)]
 
 
@@ -287,6 +298,14 @@ class Verify(Table):
         return None if self.scratch.get_secret_value() == EPHEMERAL else self.scratch
 
 
+class Hooks(Table):
+    """Programs that run before and after each backup: argv lists, no shell."""
+
+    before: Command = ()
+    after: Command = ()
+    timeout: Annotated[timedelta, _parsed_by(parse_duration), AfterValidator(_not_nothing)] = timedelta(minutes=5)
+
+
 class Defaults(Table):
     """[defaults]: any key of a database, but its dsn."""
 
@@ -303,6 +322,12 @@ class Defaults(Table):
     leftover_grace: Annotated[timedelta, _parsed_by(parse_duration), AfterValidator(_at_least_an_hour)] = timedelta(
         days=2
     )  # how old the leftovers of a failed backup must be to be removed: longer than any backup runs
+    max_duration: Annotated[Duration, AfterValidator(_not_nothing)] | None = None  # of a backup or a test restore
+    window: Annotated[InstanceOf[Window], _parsed_by(parse_window)] | None = None  # when the daemon may begin a backup
+    give_way_after: Duration = timedelta(minutes=10)  # of others' waiting for a backup's locks; 0: never
+    bandwidth_limit: Annotated[int, _parsed_by(parse_size)] = 0  # bytes a second to the storage; 0: no limit
+    hooks: Hooks = Hooks()
+    ping_url: Url | None = None  # of a dead man's switch, told of each scheduled backup
     verify: Verify = Verify()
 
 
@@ -324,6 +349,50 @@ class Database(DatabaseTable):
     name: str
 
 
+class ClusterTable(DatabaseTable):
+    """[clusters.NAME]: every database of a server that the patterns take, as CLUSTER.DATABASE."""
+
+    include: Texts = ("*",)
+    exclude: Texts = ("postgres", "*_restored_*Z", "*_replaced_*Z")
+
+
+class Cluster(ClusterTable):
+    """A cluster with the defaults merged in."""
+
+    name: str
+
+
+def member(cluster: Cluster, database: str) -> Database:
+    """A database of a cluster, with the cluster's keys. Its name is CLUSTER.DATABASE, percent-encoded."""
+    values = {name: getattr(cluster, name) for name in Database.model_fields if name not in ("name", "dsn")}
+    from psycopg.conninfo import make_conninfo
+
+    dsn = make_conninfo(cluster.dsn.get_secret_value(), dbname=database)
+    return Database.model_construct(name=member_name(cluster.name, database), dsn=SecretStr(dsn), **values)
+
+
+def member_name(cluster: str, database: str) -> str:
+    """What a database of a cluster is called here: in commands, in the repository, in metrics."""
+    return f"{cluster}.{quote(database, safe='').replace('~', '%7E')}"
+
+
+class Daemon(Table):
+    """[daemon]: how `backupd run` goes about it."""
+
+    jobs: Annotated[int, Field(ge=1, le=64)] = 2  # at the same time
+    jitter: Duration = timedelta(seconds=30)  # over which the jobs of one slot are spread
+    retries: Annotated[int, Field(ge=0, le=100)] = 3
+    retry_delay: Annotated[Duration, AfterValidator(_not_nothing)] = timedelta(minutes=1)  # doubled with each attempt
+    refresh: Annotated[Duration, AfterValidator(_at_least_a_second)] = timedelta(minutes=5)
+    shutdown_timeout: Duration = timedelta(seconds=30)  # in which running jobs may finish
+
+
+class Notify(Table):
+    """[notify]: who is told of failures, recoveries and failed proofs."""
+
+    urls: Annotated[tuple[SecretStr, ...], Field(strict=False)] = ()  # as apprise has them
+
+
 class Postgres(Table):
     """[postgres]: where programs are looked for first, before PATH and the usual folders."""
 
@@ -343,6 +412,9 @@ class Document(Table):
     encryption: Encryption = Encryption()
     defaults: Defaults = Defaults()
     databases: dict[str, DatabaseTable] = {}
+    clusters: dict[str, ClusterTable] = {}
+    daemon: Daemon = Daemon()
+    notify: Notify = Notify()
     postgres: Postgres = Postgres()
     server: Server = Server()
 

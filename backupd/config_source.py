@@ -12,7 +12,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from backupd.config_models import DatabaseTable, Defaults, Repository, Verify, literal_password, secret_keys
+from backupd.config_models import (
+    ClusterTable,
+    DatabaseTable,
+    Defaults,
+    Repository,
+    Verify,
+    literal_password,
+    secret_keys,
+)
 from backupd.config_problems import Key, Problem
 from backupd.config_values import resolve_path
 from backupd.errors import ConfigError
@@ -144,9 +152,11 @@ def _tables(document: Mapping[str, Any]) -> Iterator[tuple[Key, type[BaseModel],
         (("repository",), Repository, document.get("repository")),
         (("defaults",), Defaults, document.get("defaults")),
     ]
-    databases = document.get("databases")
-    if isinstance(databases, dict):
-        found += [(("databases", name), DatabaseTable, table) for name, table in databases.items()]
+    models: tuple[tuple[str, type[BaseModel]], ...] = (("databases", DatabaseTable), ("clusters", ClusterTable))
+    for section, model in models:
+        tables = document.get(section)
+        if isinstance(tables, dict):
+            found += [((section, name), model, table) for name, table in tables.items()]
     for key, model, table in found:
         if isinstance(table, dict):
             yield key, model, table

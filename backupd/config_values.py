@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, available_timezones
@@ -23,6 +23,7 @@ _SIZE = re.compile(r"([0-9]{1,18}) ?(B|[kK]B|MB|GB|TB|KiB|MiB|GiB|TiB)")
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _COMPRESSION = re.compile(r"zstd:([0-9]{1,2})")
+_WINDOW = re.compile(r"([0-9]{2}:[0-9]{2})-([0-9]{2}:[0-9]{2})")
 _DATABASE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/@]+):([0-9]{1,5})")
 
@@ -99,6 +100,32 @@ def parse_schedule(text: str) -> Schedule:
     else:
         return Schedule(text)
     raise ValueError(f"{expected}; {reason}")
+
+
+class Window(NamedTuple):
+    """Hours of the day, by the clock on the wall; from after until: over midnight."""
+
+    begins: time
+    ends: time
+
+    def has(self, local: time) -> bool:
+        if self.begins < self.ends:
+            return self.begins <= local < self.ends
+        return local >= self.begins or local < self.ends
+
+    def __str__(self) -> str:
+        return f"{self.begins:%H:%M}-{self.ends:%H:%M}"
+
+
+def parse_window(text: str) -> Window:
+    """`22:00-06:00`."""
+    match = _WINDOW.fullmatch(text)
+    try:
+        if match is not None and match[1] != match[2]:
+            return Window(time.fromisoformat(match[1]), time.fromisoformat(match[2]))
+    except ValueError:
+        pass
+    raise ValueError('expected hours of the day such as "22:00-06:00"')
 
 
 def parse_timezone(text: str) -> ZoneInfo:

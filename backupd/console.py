@@ -186,6 +186,33 @@ class Lines:
         say(self._style, f"warning: {text}", "warning", self._fields)
 
 
+class Log:
+    """Progress of a job of the daemon: warnings, and its steps if `verbose`."""
+
+    def __init__(self, style: Style, fields: Mapping[str, object]) -> None:
+        self._style = style
+        self._fields = fields
+
+    def phase(self, text: str) -> None:
+        if self._style.verbose:
+            say(self._style, text, "info", self._fields)
+
+    def expect(self, tables: int, size: int) -> None:
+        """Too much for a log."""
+
+    def begin(self, stream: str, label: str, total: int | None, *, tables: int = 0) -> None:
+        """Too much for a log."""
+
+    def advance(self, stream: str, size: int) -> None:
+        """Too much for a log."""
+
+    def end(self, stream: str) -> None:
+        """Too much for a log."""
+
+    def warn(self, text: str) -> None:
+        say(self._style, text, "warning", self._fields)
+
+
 class Terminal:
     """Progress on a terminal: a bar a running stream, with bytes, rate and time."""
 

@@ -81,6 +81,10 @@ class RefusedError(BackupdError):
     exit_code = 8
 
 
+class HookError(RefusedError):
+    """A hook of the operator's failed: what it was to precede does not begin."""
+
+
 class BusyError(BackupdError):
     """Another run holds this database."""
 

@@ -7,7 +7,7 @@ say, the newest backup, the newest proven one, and each whose manifest can't be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -42,22 +42,20 @@ class Decision:
     reasons: tuple[str, ...]  # why it stays, each rule by itself; or the one why it goes
 
 
-def _hour(local: datetime) -> str:
-    # The hour that comes twice when clocks are set back is two hours: their offsets differ.
-    return local.strftime("%Y-%m-%d %H:00%z")
+Period = Hashable  # what backups of the same hour, day … share
 
 
-def _week(local: datetime) -> str:
-    year, week, _ = local.isocalendar()
-    return f"{year}-W{week:02}"
+def _week(local: datetime) -> Period:
+    return tuple(local.isocalendar())[:2]  # of ISO 8601: from Monday on
 
 
-_PERIODS: Mapping[str, Callable[[datetime], str]] = {
-    "hourly": _hour,
-    "daily": lambda local: local.strftime("%Y-%m-%d"),
-    "weekly": _week,  # of ISO 8601: from Monday on
-    "monthly": lambda local: local.strftime("%Y-%m"),
-    "yearly": lambda local: local.strftime("%Y"),
+# The period of a moment, and how it reads. The hour that comes twice when clocks are set back is two: offsets differ.
+_PERIODS: Mapping[str, tuple[Callable[[datetime], Period], str]] = {
+    "hourly": (lambda local: (local.date(), local.hour, local.utcoffset()), "%Y-%m-%d %H:00%z"),
+    "daily": (lambda local: local.toordinal(), "%Y-%m-%d"),
+    "weekly": (_week, "%G-W%V"),
+    "monthly": (lambda local: (local.year, local.month), "%Y-%m"),
+    "yearly": (lambda local: local.year, "%Y"),
 }
 
 
@@ -96,19 +94,25 @@ def decide(
         for ref in readable:
             if ref.second >= now - policy.keep_within:
                 reasons[ref.id].append(f"within {times.human_duration(policy.keep_within)}")
-    for rule in _PERIODS:
-        for period, ref in _newest_of_each(readable, _PERIODS[rule], zone)[: getattr(policy, rule)]:
-            reasons[ref.id].append(f"{rule} {period}")
+    if not policy.is_empty:
+        local = [(ref, ref.second.astimezone(zone)) for ref in readable]
+        for rule, (period, form) in _PERIODS.items():
+            for ref, moment in _newest_of_each(local, period, getattr(policy, rule)):
+                reasons[ref.id].append(f"{rule} {moment.strftime(form)}")
     return [_decision(ref, reasons[ref.id], paused) for ref in newest_first]
 
 
 def _newest_of_each(
-    newest_first: Sequence[BackupRef], period: Callable[[datetime], str], zone: ZoneInfo
-) -> list[tuple[str, BackupRef]]:
-    found: dict[str, BackupRef] = {}
-    for ref in newest_first:
-        found.setdefault(period(ref.second.astimezone(zone)), ref)
-    return list(found.items())
+    newest_first: Sequence[tuple[BackupRef, datetime]], period: Callable[[datetime], Period], count: int
+) -> Iterator[tuple[BackupRef, datetime]]:
+    """The newest backup of each of the last `count` periods that have one."""
+    seen: set[Period] = set()
+    for ref, moment in newest_first:
+        if len(seen) == count:
+            return
+        if (of := period(moment)) not in seen:
+            seen.add(of)
+            yield ref, moment
 
 
 def _decision(ref: BackupRef, reasons: Sequence[str], paused: str | None) -> Decision:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
@@ -55,6 +56,7 @@ def _slots(schedule: Schedule, zone: ZoneInfo, moment: datetime) -> Iterator[dat
             yield slot
 
 
+@lru_cache(4096)
 def jitter(name: str, width: timedelta) -> timedelta:
     """By how much the start of a job is put off: from 0 to `width`, the same for the same name on every host."""
     share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / (1 << 48)

@@ -11,8 +11,8 @@ from backupd.errors import BackupdError, ConfigError
 from backupd.manifest import Manifest
 
 
-def backup(style: Style, path: str | None, databases: Sequence[str], jobs: int | None, as_json: bool) -> int:
-    from backupd import backup as backups
+def backup(style: Style, path: str | None, databases: Sequence[str], streams: int | None, as_json: bool) -> int:
+    from backupd import jobs
 
     config = opening.load(path)
     chosen = [config.database(name) for name in databases] or list(config.databases.values())
@@ -22,21 +22,10 @@ def backup(style: Style, path: str | None, databases: Sequence[str], jobs: int |
     failures: list[BackupdError] = []
     with opening.repository(config) as catalog:
         for database in chosen:
-            job = backups.Job(
-                database=database.name,
-                dsn=opening.dsn(database),
-                recipients=config.recipients(),
-                signing_key=config.load_signing_key(),
-                jobs=jobs or database.jobs,
-                level=database.compression.level,
-                lock_timeout=database.lock_wait_timeout,
-                large_table=database.large_table_size,
-                content=database.verify.fingerprint == "content",
-                bin_dirs=config.postgres.bin_dirs,
-            )
+            work = jobs.backup_job(config, database, streams)
             try:
                 with console.progress(style, database=database.name) as progress:
-                    made.append(backups.run(job, catalog, progress))
+                    made.append(jobs.back_up(database, work, catalog, progress))
             except BackupdError as error:
                 if len(chosen) == 1:
                     raise

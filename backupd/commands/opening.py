@@ -46,10 +46,9 @@ def naming(config: Config, database: str) -> Iterator[None]:
 
 
 def dsn(database: Database) -> Dsn:
-    from backupd.postgres.session import Dsn
+    from backupd import jobs
 
-    password = database.password.get_secret_value() if database.password else None
-    return Dsn(database.dsn.get_secret_value()).with_password(password)
+    return jobs.dsn(database)
 
 
 def asked(at: str, now: datetime) -> tuple[datetime | None, str | None]:

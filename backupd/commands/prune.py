@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from backupd import console, times, views
+from backupd import console, jobs, views
 from backupd import prune as pruning
 from backupd.commands import opening
-from backupd.config_models import Database
 from backupd.console import Style
 from backupd.errors import BackupdError, ConfigError
-from backupd.retention import Policy
 
 
 def prune(style: Style, path: str | None, databases: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
@@ -23,14 +21,7 @@ def prune(style: Style, path: str | None, databases: Sequence[str], *, dry_run: 
     with opening.repository(config) as catalog:
         for database in chosen:
             try:
-                plan = pruning.plan(
-                    catalog,
-                    database.name,
-                    policy(database),
-                    times.now(),
-                    database.timezone,
-                    grace=database.leftover_grace,
-                )
+                plan = jobs.prune_plan(catalog, database)
                 if plan.paused is not None:
                     console.say(style, f"{database.name}: nothing is pruned, since {plan.paused}", "warning")
                 if not dry_run:
@@ -48,9 +39,3 @@ def prune(style: Style, path: str | None, databases: Sequence[str], *, dry_run: 
     elif rows:
         console.emit(views.pruned(rows, dry_run=dry_run))
     return failures[0].exit_code if failures else 0
-
-
-def policy(database: Database) -> Policy:
-    """What the configuration says, as rules."""
-    given = database.retention
-    return Policy() if given is None else Policy(**given.model_dump())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from backupd import console, proof_views, times
@@ -15,7 +13,6 @@ from backupd.console import Style
 from backupd.errors import ConfigError, PostgresError, ProofError
 
 if TYPE_CHECKING:
-    from backupd.crypto.minisign import SecretKey
     from backupd.verify import Job
 
 _EXIT = {"passed": 0, "failed": ProofError.exit_code, "inconclusive": PostgresError.exit_code}
@@ -49,48 +46,24 @@ def verify(style: Style, path: str | None, database: str, options: VerifyOptions
 
 
 def _job(config: Config, known: Database, options: VerifyOptions) -> Job:
-    from backupd.anomalies import Policy
-    from backupd.postgres.assertions import Assertion
-    from backupd.postgres.session import Dsn
-    from backupd.verify import Job
+    from backupd import jobs
 
-    wanted = known.verify
-    at, backup_id = opening.asked(options.at, times.now())
-    server = wanted.scratch_dsn
-    if options.server_major is not None and server is not None:
+    if options.server_major is not None and known.verify.scratch_dsn is not None:
         raise ConfigError(
             "--server-major chooses a throw-away server's version, and scratch names a server",
             hint='Set scratch = "ephemeral", or point scratch at a server of that version.',
         )
-    return Job(
-        database=known.name,
+    at, backup_id = opening.asked(options.at, times.now())
+    work = jobs.verify_job(config, known)
+    return replace(
+        work,
         at=at,
         backup_id=backup_id,
-        signing_key=_signing_key(config),
-        server=None if server is None else Dsn(server.get_secret_value()),
-        folder=wanted.scratch_folder or Path(tempfile.gettempdir()),
-        settings=wanted.scratch_settings,
         major=options.server_major,
-        level=options.fingerprint or wanted.fingerprint,
-        assertions=[Assertion(check.name, check.sql) for check in wanted.checks],
-        assertion_timeout=wanted.check_timeout,
-        anomalies=Policy(wanted.anomalies.max_shrink / 100, wanted.anomalies.min_rows, wanted.anomalies.ignore),
+        level=options.fingerprint or work.level,
         accept=options.accept,
-        jobs=options.jobs or known.jobs,
-        bin_dirs=config.postgres.bin_dirs,
+        jobs=options.jobs or work.jobs,
     )
-
-
-def _signing_key(config: Config) -> SecretKey:
-    """One whose proofs are believed."""
-    key = config.load_signing_key()
-    if key.public not in config.trusted_signers():
-        raise ConfigError(
-            "the key that would sign the proof is not among trusted_signers, so nobody would believe it",
-            detail=f"{config.encryption.signing_key_file}: {key.public}",
-            hint="Add it to trusted_signers in [encryption], here and wherever proofs are looked at.",
-        )
-    return key
 
 
 def evidence(path: str | None, database: str, since: str | None, as_json: bool) -> int:

@@ -49,9 +49,14 @@ class Mark:
         return _BEGINNING + json.dumps(document)
 
 
+def is_mark(comment: str | None) -> bool:
+    """Whether the database that has this comment is not whole."""
+    return comment is not None and comment.startswith(_BEGINNING)
+
+
 def parse(comment: str | None) -> Mark | None:
     """The mark in a database's comment; None if that is any other comment."""
-    if comment is None or not comment.startswith(_BEGINNING):
+    if comment is None or not is_mark(comment):
         return None
     try:
         found = json.loads(comment.removeprefix(_BEGINNING))

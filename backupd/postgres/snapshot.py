@@ -7,17 +7,16 @@ without an error. LOCK TABLE takes no snapshot of its own, so one transaction ca
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
 
 import psycopg
 
-from backupd.errors import BusyError, PostgresError
-from backupd.postgres import fingerprint, inventory
+from backupd.errors import PostgresError
+from backupd.postgres import claim, fingerprint, inventory
 from backupd.postgres.inventory import SourceTable
 from backupd.postgres.process import Running
 from backupd.postgres.session import Dsn, connect, describe, explained
@@ -26,7 +25,6 @@ _LOCKS_PER_STATEMENT = 500
 _ATTEMPTS = 5
 # A table, or its schema, was dropped or renamed, or something else has its name now.
 _VANISHED = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.WrongObjectType)
-_LOCK_CLASS = 0x62616B64  # "bakd": keeps our advisory locks apart from other programs'
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +45,11 @@ class Source:
     def major(self) -> int:
         return self.version_num // 10000
 
+    def release(self) -> None:
+        """Give up the locks and the snapshot at once."""
+        with suppress(psycopg.Error):
+            self.connection.close()
+
     def check_alive(self) -> None:
         """Raise if the transaction that holds locks and snapshot is gone."""
         with explained("the session that holds the snapshot was lost"):
@@ -54,18 +57,28 @@ class Source:
 
 
 @contextmanager
-def take(dsn: Dsn, *, lock_timeout: timedelta, holder: str, parallel: bool = False) -> Iterator[Source]:
+def take(
+    dsn: Dsn,
+    *,
+    lock_timeout: timedelta,
+    holder: str,
+    parallel: bool = False,
+    claimed: Callable[[], None] = lambda: None,
+) -> Iterator[Source]:
     """Lock every table in ACCESS SHARE mode and export a snapshot; both end with the block.
 
     Queries of the session use several processes only if `parallel`.
     `holder` names what may run only once at a time on this database (the repository's id). Raises BusyError if
-    another backup holds it, PostgresError when a lock is not had within `lock_timeout`.
+    another backup holds it, PostgresError when a lock is not had within `lock_timeout`. `claimed` is called when the
+    database is ours, and nothing in it is locked yet; what it raises comes through.
     """
     # Counting in one process: the dumps have the machine's other cores to use, and the source has other work.
     alone = {} if parallel else {"max_parallel_workers_per_gather": "0"}
     with closing(connect(dsn, settings={**fingerprint.SETTINGS, **alone})) as connection:
         with explained("the server could not be asked for what a backup needs to know"):
-            _claim(connection, holder)
+            claim.take(connection, holder, "backup")
+        claimed()
+        with explained("the server could not be asked for what a backup needs to know"):
             version, version_num, standby = _identify(connection)
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
@@ -104,18 +117,6 @@ def _lock_and_export(
         detail=f"The list of tables changed {_ATTEMPTS} times between locking them and the snapshot.",
         hint="Run the backup when no migration is running.",
     )
-
-
-def _claim(connection: psycopg.Connection, holder: str) -> None:
-    """One backup of a database into a repository at a time, from whatever host. The lock ends with the session."""
-    number = int.from_bytes(hashlib.sha256(holder.encode()).digest()[:4], "big", signed=True)
-    row = connection.execute("select pg_try_advisory_lock(%s, %s)", [_LOCK_CLASS, number]).fetchone()
-    if not (row and row[0]):
-        raise BusyError(
-            f"another backup of {connection.info.dbname} is running",
-            detail=f"A session on {connection.info.host or 'the local socket'} holds backupd's advisory lock.",
-            hint="Wait for it, or find it: select * from pg_stat_activity where application_name like 'backupd%'",
-        )
 
 
 def _identify(connection: psycopg.Connection) -> tuple[str, int, bool]:
@@ -187,14 +188,25 @@ class Watch:
     A program of ours can wait for a lock that a migration holds (on a sequence, say, which pg_dump's own time-out
     does not cover), while the migration waits for a table that our session holds: PostgreSQL knows nothing of the
     way we wait for the program. So nothing of ours may wait for a lock longer than the time-out.
+
+    And it gives way: who queues behind our locks holds up everybody who comes after. `give_way_after` says for how
+    long that may last; 0: until the dump is done.
     """
 
-    def __init__(self, source: Source, application: str, timeout: timedelta, running: Running) -> None:
+    def __init__(
+        self,
+        source: Source,
+        application: str,
+        timeout: timedelta,
+        running: Running,
+        give_way_after: timedelta = timedelta(),
+    ) -> None:
         self.error: PostgresError | None = None
         self._source = source
         self._application = application
         self._timeout = timeout
         self._running = running
+        self._give_way_after = give_way_after
         self._done = Event()
         self._thread = Thread(target=self._run, name="watch", daemon=True)
 
@@ -207,11 +219,14 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        interval = min(2.0, self._timeout.total_seconds() / 2)
+        patience = min(filter(None, (self._timeout, self._give_way_after)))
+        interval = min(2.0, patience.total_seconds() / 2)
         try:
             with closing(connect(self._source.dsn)) as connection:
-                while not self._done.wait(interval):
+                while not self._done.wait(interval) and self.error is None:
                     self._look(connection)
+                    if self._give_way_after:
+                        self._look_behind(connection)
         except (PostgresError, psycopg.Error):
             return  # the server is gone, which every other part of the backup notices
 
@@ -226,10 +241,44 @@ class Watch:
             """,
             [self._application, self._timeout],
         ).fetchone()
-        if row is not None and self.error is None:
-            self.error = PostgresError(
+        if row is not None:
+            self._stop(
                 f"a dump waited longer than {self._timeout.total_seconds():g} s for a lock",
                 detail=f"{row[0][:200]}\nwaits for {row[1]}",
                 hint="That session may itself be waiting for the backup. Try again later, or raise lock_wait_timeout.",
             )
-            self._running.stop()
+
+    def _look_behind(self, connection: psycopg.Connection) -> None:
+        """Who waits for a table that we hold, and for how long."""
+        row = connection.execute(
+            """
+            select w.pid, w.usename, w.application_name, w.query, extract(epoch from clock_timestamp() - l.waitstart)
+            from pg_locks l join pg_stat_activity w on w.pid = l.pid
+            where not l.granted and l.locktype = 'relation' and clock_timestamp() - l.waitstart > %s
+              and w.application_name not like 'backupd%%'
+              and exists (select from pg_stat_activity b where b.pid = any(pg_blocking_pids(l.pid))
+                          and (b.pid = %s or b.application_name = %s))
+            order by l.waitstart limit 1
+            """
+            if self._source.major >= 14
+            else """
+            select w.pid, w.usename, w.application_name, w.query, extract(epoch from clock_timestamp() - w.query_start)
+            from pg_locks l join pg_stat_activity w on w.pid = l.pid
+            where not l.granted and l.locktype = 'relation' and clock_timestamp() - w.query_start > %s
+              and w.application_name not like 'backupd%%'
+              and exists (select from pg_stat_activity b where b.pid = any(pg_blocking_pids(l.pid))
+                          and (b.pid = %s or b.application_name = %s))
+            order by w.query_start limit 1
+            """,
+            [self._give_way_after, self._source.connection.info.backend_pid, self._application],
+        ).fetchone()
+        if row is not None:
+            self._stop(
+                f"the backup gave way to session {row[0]}, which had waited {float(row[4]):.0f} s for its locks",
+                detail=f"{row[1]} ({row[2] or 'no application name'}): {str(row[3])[:200]}",
+                hint="It is tried again later. How long others may wait is give_way_after.",
+            )
+
+    def _stop(self, message: str, *, detail: str, hint: str) -> None:
+        self.error = PostgresError(message, detail=detail, hint=hint)
+        self._running.stop()

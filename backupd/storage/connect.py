@@ -62,3 +62,8 @@ def _check_endpoint(endpoint: str) -> None:
 
 def _invalid(url: str, problem: str) -> ConfigError:
     return ConfigError(f"The repository's url {scrub(url)!r} cannot be used", detail=problem, hint=_FORMS)
+
+
+def preload() -> None:
+    """Import what is otherwise imported when it is first needed: for processes that fork."""
+    import boto3  # noqa: F401

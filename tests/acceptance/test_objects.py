@@ -209,6 +209,7 @@ def test_the_mutations_cover_every_check() -> None:
 def test_a_reader_without_rights_reads_as_much(pair: tuple[str, str], source: Inventory) -> None:
     role = sql.Identifier(READER)
     with closing(connect(Dsn(pair[0]))) as connection:
+        connection.execute(sql.SQL("drop role if exists {}").format(role))  # another test's, whose databases are gone
         connection.execute(sql.SQL("create role {}").format(role))
         try:
             connection.execute(sql.SQL("set session authorization {}").format(role))

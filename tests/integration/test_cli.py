@@ -15,6 +15,7 @@ import pytest
 
 from backupd import __version__
 from backupd.cli import app
+from backupd.postgres import claim
 from backupd.postgres.server import ThrowawayServer
 from tests.postgres import NewDatabase, drop_database
 from tests.site import COMMAND, Site, call, local_site
@@ -179,9 +180,7 @@ def test_busy(shop: Site) -> None:
     (marker,) = (json.loads((shop.folder / "repository" / "backupd.json").read_text())["repository"],)
     assert marker
     with psycopg.connect(_dsn(shop), autocommit=True) as connection:
-        from backupd.postgres import snapshot
-
-        snapshot._claim(connection, marker)
+        claim.take(connection, marker, "backup")
         outcome = shop.run("backup", "shop", "--json", code=75)
     assert outcome.json["error"]["exit"] == 75
     assert len(shop.backups()) == 1

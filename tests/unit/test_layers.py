@@ -19,8 +19,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("demo",),
     ("commands",),
+    ("daemon",),
+    ("discovery",),
     ("views", "check check_server finding", "init"),  # how results read; the two commands about the set-up
     ("proof_views",),
+    ("jobs",),
     ("verify",),
     ("console", "backup", "prune", "restore", "reload", "export", "evidence"),
     ("restore_plan", "compare", "anomalies"),
@@ -29,11 +32,12 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("agenda",),
     ("schedules",),
     ("catalog", "pipeline"),
+    ("pace", "hooks"),
     ("config config_models config_problems config_source config_values private_files", "postgres"),
     ("storage", "crypto"),
     ("proof",),
     ("manifest",),
-    ("times", "progress"),
+    ("times", "progress", "signals"),
     ("errors", "backupd"),  # backupd: the package itself, its version
 )
 
@@ -42,7 +46,7 @@ ONLY_IN = {
     "boto3": ("storage",),
     "botocore": ("storage",),
     "psycopg": ("postgres", "config_models", "check_server", "init", "demo", "compare"),
-    "subprocess": ("postgres",),
+    "subprocess": ("postgres", "hooks"),
     "zstandard": ("pipeline",),
     "cryptography": ("crypto",),
     "click": ("cli", "commands"),

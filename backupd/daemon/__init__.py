@@ -1,0 +1,1 @@
+"""`backupd run`: keeps the promises of the configuration without anyone watching."""

@@ -1,0 +1,116 @@
+"""Jobs as processes of this machine: the embedded way to run them. Nothing here knows what a job does or when it is
+due."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from time import monotonic
+from typing import Any
+
+from backupd.agenda import Job
+from backupd.config import Config
+from backupd.console import Style
+from backupd.daemon import worker
+from backupd.jobs import Outcome
+
+_PATIENCE = 60.0  # seconds in which a job that was told to end may clean up
+
+
+@dataclass(slots=True)
+class _Running:
+    process: ForkServerProcess
+    answer: Connection
+    began: float  # monotonic
+    outcome: Outcome | None = None
+    deadline: float | None = None
+    told: float | None = None  # when it was asked to end
+    why: str = ""
+
+
+class Runner:
+    """At most `limit` jobs at a time."""
+
+    def __init__(self, style: Style, limit: int) -> None:
+        self.limit = limit
+        self._style = style
+        self._running: dict[Job, _Running] = {}
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([worker.__name__])
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._running) < self.limit
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._running
+
+    def start(self, job: Job, config: Config, longest: timedelta | None) -> None:
+        """`longest`: after which it is ended. The job's process has what `config` has, and nothing more."""
+        ours, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=worker.work, args=(config, job, self._style, theirs), name=str(job))
+        process.start()
+        theirs.close()  # its end is the job's
+        deadline = None if longest is None else monotonic() + longest.total_seconds()
+        self._running[job] = _Running(process, ours, monotonic(), deadline=deadline)
+
+    def wait(self, seconds: float, others: Sequence[Any] = ()) -> list[Outcome]:
+        """Wait until a job ends, or one of the other files can be read, or the time is over. What ended is returned."""
+        self._end_the_late()
+        pipes = {running.answer: running for running in self._running.values() if not running.answer.closed}
+        ends = {running.process.sentinel: job for job, running in self._running.items()}
+        ready = connection.wait([*pipes, *ends, *others], seconds)
+        for each in ready:
+            if isinstance(each, Connection):
+                self._hear(pipes[each])
+        return [self._finish(ends[each]) for each in ready if isinstance(each, int) and each in ends]
+
+    def end(self, why: str) -> None:
+        """Ask all to end; who cleans up too long is killed."""
+        for running in self._running.values():
+            self._ask(running, why)
+
+    # ---- inside
+
+    def _hear(self, running: _Running) -> None:
+        try:
+            running.outcome = running.answer.recv()
+        except EOFError:  # it ended without a word
+            running.answer.close()
+
+    def _finish(self, job: Job) -> Outcome:
+        running = self._running.pop(job)
+        if running.outcome is None and not running.answer.closed and running.answer.poll():
+            self._hear(running)
+        running.answer.close()
+        running.process.join()
+        code = running.process.exitcode
+        running.process.close()
+        seconds = monotonic() - running.began
+        outcome = running.outcome
+        if outcome is None:
+            text = f"its process ended with {code} and said nothing"
+            error = {"message": text, "detail": "", "hint": "Was it killed, or the machine out of memory?", "exit": 1}
+            return Outcome(job, "failed", text, seconds, error=error)
+        if outcome.status == "interrupted" and running.why:
+            return replace(outcome, summary=running.why, seconds=seconds)
+        return replace(outcome, seconds=seconds)
+
+    def _end_the_late(self) -> None:
+        now = monotonic()
+        for running in self._running.values():
+            if running.told is not None and now - running.told > _PATIENCE:
+                running.process.kill()
+            elif running.deadline is not None and now > running.deadline:
+                self._ask(running, "it ran longer than max_duration")
+
+    def _ask(self, running: _Running, why: str) -> None:
+        if running.told is None:
+            running.told, running.why = monotonic(), why
+            running.process.terminate()

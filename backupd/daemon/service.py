@@ -1,0 +1,373 @@
+"""The daemon: asks the agenda what is due, has the runner do it, and says what came of it.
+
+The main thread alone touches the agenda. Signal handlers only set flags; the storage is asked in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from time import monotonic
+
+import schedule
+from pydantic import SecretStr
+
+from backupd import config as configuration
+from backupd import console, discovery, jobs, times
+from backupd.agenda import Agenda, Job, Kind, Plan, Retry
+from backupd.config import Config
+from backupd.config_models import Database
+from backupd.console import Style
+from backupd.daemon.runner import Runner
+from backupd.daemon.systemd import Systemd
+from backupd.daemon.telling import Teller
+from backupd.daemon.telling import check as check_messages
+from backupd.errors import BackupdError, ConfigError, StorageError
+from backupd.jobs import Outcome
+
+_TICK = 1.0  # seconds
+_READERS = 8  # databases whose repository is asked at a time
+_BUSY_AGAIN = timedelta(seconds=5)  # until a database that another host works on is asked for again
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a look at the servers and the storage found."""
+
+    began: float  # monotonic
+    databases: Mapping[str, Database]
+    last: Mapping[tuple[str, Kind], datetime | None]
+    troubles: Mapping[str, BackupdError]
+
+
+@dataclass
+class Daemon:
+    """One run of `backupd run`, from READY to STOPPING."""
+
+    path: Path
+    environ: Mapping[str, str]
+    style: Style
+    systemd: Systemd = field(default_factory=Systemd)
+
+    def __post_init__(self) -> None:
+        self.config = self._load()
+        self.databases: dict[str, Database] = dict(self.config.databases)
+        self.agenda = Agenda({})
+        self.runner = Runner(self.style, self.config.daemon.jobs)
+        self._teller = Teller(lambda text: self._say(text, "warning"))
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="look")
+        self._look_ahead: Future[_Seen] | None = None
+        self._ended: dict[str, float] = {}  # when a job of a database last ended: older looks say nothing of it
+        self._failing: set[tuple[str, Kind]] = set()  # of which somebody was told
+        self._troubles: dict[str, str] = {}  # what was said of the storage and the clusters
+        self._stop = self._reload = self._hurry = False
+        self._status = ""
+        self._clock = schedule.Scheduler()
+        self._plan()
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT. Raises ConfigError before it began."""
+        with self._signals() as woken:
+            self._say(f"backupd runs: {len(self.databases)} databases, {self.runner.limit} jobs at a time")
+            self._wind_up()
+            self._look()
+            self.systemd.tell("READY=1", f"MAINPID={os.getpid()}")
+            while not self._stop:
+                self._turn(woken)
+            self._finish(woken)
+        return 0
+
+    # ---- the loop
+
+    def _wind_up(self) -> None:
+        self._clock.clear()
+        self._clock.every(_TICK).seconds.do(self._tick)  # type: ignore[arg-type]
+        self._clock.every(self.config.daemon.refresh.total_seconds()).seconds.do(self._look)  # type: ignore[arg-type]
+        if self.systemd.watchdog:
+            self._clock.every(self.systemd.watchdog / 3).seconds.do(self.systemd.tell, "WATCHDOG=1")  # type: ignore[arg-type]
+
+    def _turn(self, woken: socket.socket) -> None:
+        """Wait for whatever comes first: a job's end, a signal, the next tick."""
+        idle = self._clock.idle_seconds or 0.0
+        if idle > _TICK * 2:  # `schedule` goes by the clock on the wall, which was set back
+            self._wind_up()
+        for outcome in self.runner.wait(max(0.0, min(idle, _TICK)), [woken]):
+            self._ended_with(outcome)
+            self._begin_due()
+        self._drain(woken)
+        if self._reload:
+            self._reload = False
+            self._load_again()
+        self._clock.run_pending()
+
+    def _tick(self) -> None:
+        if self._look_ahead is not None and self._look_ahead.done():
+            seen, self._look_ahead = self._look_ahead.result(), None
+            self._learn(seen)
+        self._begin_due()
+        self._tell_status()
+
+    def _begin_due(self) -> None:
+        if self._stop:
+            return
+        for job in self.agenda.due(times.now()):
+            if not self.runner.has_room:
+                return
+            self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        database = self.databases[job.database]
+        self.agenda.begin(job, times.now())
+        if job.kind == "backup":
+            self._teller.ping(database.ping_url, "start")
+        try:
+            self.runner.start(job, configuration.only(self.config, database), database.max_duration)
+        except OSError as error:  # no process, no memory
+            self.agenda.put_off(job, times.now() + _BUSY_AGAIN)
+            self._say(f"a job cannot be started: {error.strerror}", "error", job)
+
+    def _finish(self, woken: socket.socket) -> None:
+        """Running jobs may end by themselves for a while; then they are ended."""
+        self.systemd.tell("STOPPING=1", "STATUS=stopping")
+        patience = self.config.daemon.shutdown_timeout.total_seconds()
+        self._say("backupd stops" + ("" if self.runner.is_idle else f": jobs may run for {patience:g} s more"))
+        began, told = monotonic(), False
+        while not self.runner.is_idle:
+            if not told and (self._hurry or monotonic() - began >= patience):
+                self.runner.end("backupd was stopped")
+                told = True
+            for outcome in self.runner.wait(0.5, [woken]):
+                self._ended_with(outcome)
+            self._drain(woken)
+            if self.systemd.watchdog:
+                self.systemd.tell("WATCHDOG=1")
+        self._looker.shutdown(wait=False, cancel_futures=True)
+        self._teller.close()
+        self._say("backupd has stopped")
+
+    # ---- what came of a job
+
+    def _ended_with(self, outcome: Outcome) -> None:
+        job, now = outcome.job, times.now()
+        self._ended[job.database] = monotonic()
+        if outcome.status == "busy":
+            self.agenda.put_off(job, now + _BUSY_AGAIN)
+            self._say(f"{outcome.summary}: asked again in {_BUSY_AGAIN.total_seconds():g} s", "info", job, outcome)
+        elif outcome.status == "interrupted" and self._stop:
+            self.agenda.put_off(job, now)
+            self._say(f"not finished: {outcome.summary}", "warning", job, outcome)
+        elif outcome.status in ("failed", "interrupted"):
+            self._failed(outcome, now)
+        else:
+            self._succeeded(outcome, now)
+
+    def _succeeded(self, outcome: Outcome, now: datetime) -> None:
+        job = outcome.job
+        missed = self.agenda.succeed(job, now, outcome.last)
+        if missed is not None:
+            text = f"it ran for {outcome.seconds:.0f} s, over the slot of {times.iso(missed)}, which is left out"
+            self._say(text, "warning", job, outcome)
+        if outcome.status == "elsewhere":
+            self._say(outcome.summary, "info", job, outcome)
+            return
+        text = f"{outcome.summary} ({outcome.seconds:.1f} s)"
+        if outcome.status == "unproven":
+            self._say(text, "error", job, outcome)
+            self._tell(job, f"backupd: the backup of {job.database} did not prove to restore", text)
+            self._failing.add((job.database, job.kind))
+            return
+        self._say(text, "info", job, outcome)
+        if (job.database, job.kind) in self._failing:
+            self._failing.remove((job.database, job.kind))
+            self._tell(job, f"backupd: {job} works again", text)
+        if job.kind == "backup":
+            self._teller.ping(self._ping_url(job), "success", text)
+        if job.kind != "prune" and (job.database, "prune") in self.agenda.plans:
+            self.agenda.want(job.database, "prune", now)
+
+    def _failed(self, outcome: Outcome, now: datetime) -> None:
+        job, error = outcome.job, outcome.error or {}
+        again = self.agenda.fail(job, now)
+        lines = [outcome.summary, *filter(None, [error.get("detail"), error.get("hint")])]
+        if again is not None:
+            self._say(f"failed, tried again at {times.iso(again)}: {': '.join(lines)}", "warning", job, outcome)
+            return
+        self._say(f"failed: {': '.join(lines)}", "error", job, outcome)
+        if job.kind == "backup":
+            self._teller.ping(self._ping_url(job), "fail", "\n".join(lines))
+        self._failing.add((job.database, job.kind))
+        self._tell(job, f"backupd: {job} failed", "\n".join(lines))
+
+    def _ping_url(self, job: Job) -> SecretStr | None:
+        return self.databases[job.database].ping_url if job.database in self.databases else None
+
+    def _tell(self, job: Job, title: str, body: str) -> None:
+        self._teller.message(self.config.notify, title, f"{body}\nHost: {socket.gethostname()}")
+
+    # ---- what there is
+
+    def _look(self) -> None:
+        """Ask servers and storage in the background; `_tick` takes what was found."""
+        if self._look_ahead is None:
+            config = self.config
+            self._look_ahead = self._looker.submit(look, config)
+
+    def _learn(self, seen: _Seen) -> None:
+        for name, trouble in seen.troubles.items():
+            text = f"{trouble.message}: {trouble.detail}" if trouble.detail else trouble.message
+            if self._troubles.get(name) != text:  # once, not every few minutes
+                self._say(text, "error")
+        self._troubles = {name: f"{each.message}: {each.detail}" for name, each in seen.troubles.items()}
+        known = {
+            name: each
+            for name, each in self.databases.items()
+            if name not in seen.databases and name.partition(".")[0] in seen.troubles
+        }  # of a cluster that does not answer: it may be there all the same
+        self._change({**seen.databases, **known})
+        for (database, kind), last in seen.last.items():
+            if self._ended.get(database, 0.0) < seen.began:
+                self.agenda.learn(database, kind, last)
+
+    def _change(self, databases: Mapping[str, Database]) -> None:
+        """Databases of clusters come and go."""
+        for name in databases.keys() - self.databases.keys():
+            self._say(f"found the database {name}: it is backed up from now on")
+        gone = self.databases.keys() - databases.keys()
+        for name in sorted(gone):
+            text = f"the database {name} is gone from its cluster: its backups stay, and are not pruned"
+            self._say(text, "warning")
+            self._teller.message(self.config.notify, f"backupd: {name} is gone", text)
+        if databases != self.databases:
+            self.databases = dict(databases)
+            self._plan()
+
+    def _plan(self) -> None:
+        self.agenda.replace(plans(self.config, self.databases))
+
+    # ---- configuration
+
+    def _load(self) -> Config:
+        config = configuration.load(self.path, self.environ)
+        config.load_signing_key()  # what every backup needs, missed now and not at three in the morning
+        config.recipients()
+        check_messages(config.notify)
+        return config
+
+    def _load_again(self) -> None:
+        self.systemd.reloading()
+        try:
+            config = self._load()
+        except ConfigError as error:
+            console.show_error(self.style, error)
+            self._say("the configuration was not changed: the one before goes on", "error")
+        else:
+            self.config = config
+            self.runner.limit = config.daemon.jobs
+            discovered = {n: each for n, each in self.databases.items() if n.partition(".")[0] in config.clusters}
+            self.databases = {**config.databases, **discovered}
+            self._plan()
+            self._wind_up()
+            self._look_ahead = None  # one that goes on goes by the configuration before
+            self._look()
+            self._say(f"the configuration was read again: {len(self.databases)} databases")
+        self.systemd.tell("READY=1")
+
+    # ---- signals and words
+
+    @contextmanager
+    def _signals(self) -> Iterator[socket.socket]:
+        """Signals set flags, and wake whoever waits on the socket."""
+        woken, waker = socket.socketpair()
+        for each in (woken, waker):
+            each.setblocking(False)
+        before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+        waking = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_end)
+        signal.signal(signal.SIGHUP, self._on_reload)
+        try:
+            yield woken
+        finally:
+            signal.set_wakeup_fd(waking)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            woken.close()
+            waker.close()
+
+    def _on_end(self, _number: int, _frame: object) -> None:
+        self._hurry = self._stop  # the second one
+        self._stop = True
+
+    def _on_reload(self, _number: int, _frame: object) -> None:
+        self._reload = True
+
+    @staticmethod
+    def _drain(woken: socket.socket) -> None:
+        try:
+            while woken.recv(1024):
+                pass
+        except BlockingIOError:
+            return
+
+    def _say(self, text: str, level: str = "info", job: Job | None = None, outcome: Outcome | None = None) -> None:
+        fields: dict[str, object] = {}
+        if job is not None:
+            fields = {"database": job.database, "job": job.kind, "slot": times.iso(job.slot)}
+            if self.style.log_format != "json":
+                text = f"{job}: {text}"
+        if outcome is not None:
+            fields |= {"status": outcome.status, "seconds": round(outcome.seconds, 3)}
+            fields |= {"backup": outcome.backup} if outcome.backup else {}
+        console.say(self.style, text, level, fields)
+
+    def _tell_status(self) -> None:
+        running = ", ".join(str(job) for job in self.agenda.running) or "nothing"
+        upcoming = [
+            (moment, database, kind)
+            for database, kind in self.agenda.plans
+            if (moment := self.agenda.next_run(database, kind, times.now())) is not None
+        ]
+        ahead = min(upcoming, default=None)
+        text = f"runs {running}; next: " + (f"{ahead[2]} of {ahead[1]}, {times.iso(ahead[0])}" if ahead else "nothing")
+        if text != self._status:
+            self._status = text
+            self.systemd.tell(f"STATUS={text}")
+
+
+def plans(config: Config, databases: Mapping[str, Database]) -> dict[tuple[str, Kind], Plan]:
+    """What the configuration wants done, and when."""
+    found: dict[tuple[str, Kind], Plan] = {}
+    retry = Retry(config.daemon.retries, config.daemon.retry_delay)
+    for name, database in databases.items():
+        for kind, wanted in (("backup", database.schedule), ("verify", database.verify.schedule)):
+            if wanted is not None:
+                width = config.daemon.jitter if wanted.every is None else min(config.daemon.jitter, wanted.every / 2)
+                window = database.window if kind == "backup" else None
+                found[name, kind] = Plan(wanted, database.timezone, window, width, retry)  # type: ignore[index]
+        if database.schedule is not None:
+            found[name, "prune"] = Plan(None, database.timezone, retry=retry)
+    return found
+
+
+def look(config: Config) -> _Seen:
+    """Ask the clusters for their databases, and the storage for the newest backup and test restore of each."""
+    began = monotonic()
+    found = discovery.every(config)
+    troubles: dict[str, BackupdError] = dict(found.troubles)
+    last: dict[tuple[str, Kind], datetime | None] = {}
+    wanted: list[tuple[str, Kind]] = [(name, kind) for name in found.databases for kind in ("backup", "verify")]
+    try:
+        with jobs.opened(config) as catalog, ThreadPoolExecutor(_READERS, thread_name_prefix="reader") as readers:
+            moments = readers.map(lambda key: jobs.newest(catalog, *key), wanted)
+            last |= dict(zip(wanted, moments, strict=True))
+    except (StorageError, ConfigError) as error:
+        error.message = f"the storage could not be asked what there is: {error.message}"
+        troubles[""] = error
+    return _Seen(began, found.databases, last, troubles)

@@ -1,0 +1,48 @@
+"""What the process of one job does. It is forked from one that has imported everything, and ends with its job: so it
+starts at once, its memory goes with it, and a signal ends it as it ends `backupd backup`."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import signal
+import traceback
+from multiprocessing.connection import Connection
+
+from backupd import console, jobs, signals
+from backupd import verify as _verify  # noqa: F401  (so that all is imported before the fork)
+from backupd.agenda import Job
+from backupd.config import Config
+from backupd.console import Style
+from backupd.errors import BackupdError
+from backupd.jobs import Outcome
+from backupd.storage.connect import preload
+
+preload()
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def work(config: Config, job: Job, style: Style, answer: Connection) -> None:
+    """Do the job, and send its outcome."""
+    signals.heed()
+    _end_with_the_daemon()
+    fields = {"database": job.database, "job": job.kind}
+    try:
+        outcome = jobs.perform(config, job, console.Log(style, fields))
+    except signals.Terminated as error:
+        notes = "; ".join(getattr(error, "__notes__", []))
+        outcome = Outcome(job, "interrupted", f"interrupted{f': {notes}' if notes else ''}")
+    except Exception as error:  # noqa: BLE001  (the last resort: a bug, said as such)
+        console.say(style, f"unexpected failure\n{traceback.format_exc()}", "error", fields)
+        bug = BackupdError(f"unexpected failure: {type(error).__name__}", detail=str(error), hint="A bug in backupd.")
+        outcome = Outcome(job, "failed", bug.message, error=jobs.described(bug))
+    answer.send(outcome)
+    answer.close()
+
+
+def _end_with_the_daemon() -> None:
+    """Its end is the end of the process that we were forked from, and that is told by the kernel."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    daemon = multiprocessing.parent_process()
+    if daemon is not None and not daemon.is_alive():  # before we could ask to be told
+        raise SystemExit(1)

@@ -1,0 +1,39 @@
+"""A limit on bytes a second, shared by all streams of a backup."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from backupd.storage.base import Buffer
+
+_BURST = 0.25  # seconds' worth that may go at once
+
+
+class Pace:
+    """Lets through `limit` bytes a second on average; 0: all there is."""
+
+    def __init__(
+        self, limit: int, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._free = clock()  # when the next byte may go
+
+    def spread(self, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
+        """The same chunks, none before its time."""
+        for chunk in chunks:
+            if self._limit:
+                self._wait(len(chunk) if isinstance(chunk, bytes | bytearray) else chunk.nbytes)
+            yield chunk
+
+    def _wait(self, size: int) -> None:
+        with self._lock:
+            now = self._clock()
+            begins = max(self._free, now - _BURST)
+            self._free = begins + size / self._limit
+        if begins > now:
+            self._sleep(begins - now)
