@@ -1,7 +1,8 @@
 # backupd with Debian's PostgreSQL client. A client must not be older than its server: for newer servers add clients
 # from PostgreSQL's own archive:  docker build --build-arg PGDG_MAJORS="18" -t backupd .
 #
-#   docker run --rm -v /etc/backupd:/etc/backupd:ro backupd backup
+#   docker run --init -d -v /etc/backupd:/etc/backupd:ro backupd              # the daemon
+#   docker run --rm -v /etc/backupd:/etc/backupd:ro backupd backup            # any other command
 #
 # /etc/backupd holds backupd.toml and its keys, which user 10001 must be able to read.
 ARG BASE=debian:trixie-slim
@@ -40,5 +41,7 @@ COPY --from=build /opt/backupd /opt/backupd
 ENV PATH=/opt/backupd/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 WORKDIR /var/lib/backupd
 USER backupd
+# Of the daemon, on the default of [server] listen.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30s CMD ["/opt/backupd/bin/python", "-m", "backupd.daemon.health"]
 ENTRYPOINT ["backupd"]
-CMD ["--help"]
+CMD ["run"]

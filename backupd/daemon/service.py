@@ -25,6 +25,7 @@ from backupd.agenda import Agenda, Job, Kind, Plan, Retry
 from backupd.config import Config
 from backupd.config_models import Database
 from backupd.console import Style
+from backupd.daemon.health import Health, serve
 from backupd.daemon.runner import Runner
 from backupd.daemon.systemd import Systemd
 from backupd.daemon.telling import Teller
@@ -69,12 +70,13 @@ class Daemon:
         self._troubles: dict[str, str] = {}  # what was said of the storage and the clusters
         self._stop = self._reload = self._hurry = False
         self._status = ""
+        self.health = Health()
         self._clock = schedule.Scheduler()
         self._plan()
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT. Raises ConfigError before it began."""
-        with self._signals() as woken:
+        with self._signals() as woken, self._answering():
             self._say(f"backupd runs: {len(self.databases)} databases, {self.runner.limit} jobs at a time")
             self._wind_up()
             self._look()
@@ -95,6 +97,7 @@ class Daemon:
 
     def _turn(self, woken: socket.socket) -> None:
         """Wait for whatever comes first: a job's end, a signal, the next tick."""
+        self.health.turn()
         idle = self._clock.idle_seconds or 0.0
         if idle > _TICK * 2:  # `schedule` goes by the clock on the wall, which was set back
             self._wind_up()
@@ -146,6 +149,7 @@ class Daemon:
             for outcome in self.runner.wait(0.5, [woken]):
                 self._ended_with(outcome)
             self._drain(woken)
+            self.health.turn()
             if self.systemd.watchdog:
                 self.systemd.tell("WATCHDOG=1")
         self._looker.shutdown(wait=False, cancel_futures=True)
@@ -224,6 +228,7 @@ class Daemon:
             text = f"{trouble.message}: {trouble.detail}" if trouble.detail else trouble.message
             if self._troubles.get(name) != text:  # once, not every few minutes
                 self._say(text, "error")
+        self.health.ready = "" not in seen.troubles
         self._troubles = {name: f"{each.message}: {each.detail}" for name, each in seen.troubles.items()}
         known = {
             name: each
@@ -300,6 +305,21 @@ class Daemon:
                 signal.signal(number, handler)
             woken.close()
             waker.close()
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Health checks are answered. That they can't be is said, and stops no backup."""
+        try:
+            end = serve(self.health, self.config.server.listen)
+        except OSError as error:
+            where = "{}:{}".format(*self.config.server.listen)
+            self._say(f"health checks are not answered: cannot listen on {where}: {error.strerror}", "warning")
+            yield
+            return
+        try:
+            yield
+        finally:
+            end()
 
     def _on_end(self, _number: int, _frame: object) -> None:
         self._hurry = self._stop  # the second one

@@ -80,15 +80,24 @@ def test_units_are_correct(tmp_path: Path) -> None:
     for unit in UNITS.iterdir():
         text = unit.read_text().replace("/opt/backupd/bin/backupd", str(tmp_path / "backupd"))
         (tmp_path / unit.name).write_text(text)
-    units = [str(path) for path in tmp_path.glob("backupd-*")]
-    assert len(units) == 2
+    units = [str(path) for path in tmp_path.glob("backupd*.*")]
+    assert len(units) == 3
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
     ours = [line for line in done.stderr.splitlines() if "backupd" in line]
     assert (done.returncode, ours) == (0, [])
 
 
-def test_units_run_a_command_that_exists() -> None:
-    (start,) = re.findall(r"(?m)^ExecStart=(.*)$", (UNITS / "backupd-backup.service").read_text())
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze on this machine")
+def test_the_daemon_may_do_little(tmp_path: Path) -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(UNITS / "backupd.service")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Overall exposure level" in done.stdout
+    assert done.returncode == 0, done.stdout[-200:]
+
+
+@pytest.mark.parametrize("unit", ["backupd.service", "backupd-backup.service"])
+def test_units_run_a_command_that_exists(unit: str) -> None:
+    (start,) = re.findall(r"(?m)^ExecStart=(.*)$", (UNITS / unit).read_text())
     program, option, _, command = start.split()
     assert (program, option) == ("/opt/backupd/bin/backupd", "--config")
     assert command in app.commands

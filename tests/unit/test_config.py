@@ -144,7 +144,7 @@ def test_s3_settings_are_plain_and_complete(loaded: Load) -> None:
         (SHOP.replace("repository]", "repositry]"), ":1: repositry: is not a known key (did you mean repository?)"),
         (SHOP + "recipients = []", "recipients belongs in [encryption]"),
         (SHOP + "keep_last = 3", "keep_last belongs in [databases.NAME.retention]"),
-        (SHOP + "xyzzy = 3", "known here: compression, dsn, dsn_file, jobs,"),
+        (SHOP + "xyzzy = 3", "known here: bandwidth_limit, compression, dsn, dsn_file,"),
         (BASE + '[defaults]\ndsn = "x"', "backupd.toml:4: defaults.dsn: is not known here"),
         (SHOP + "retention = { keep_lst = 3 }", ":5: databases.shop.retention.keep_lst: is not a known key"),
         (BASE + '[databases.eu.shop]\ndsn = "host=a"', 'a name with a dot is quoted: [databases."eu.shop"]'),

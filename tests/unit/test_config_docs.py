@@ -34,25 +34,36 @@ def test_its_defaults_are_the_defaults(tmp_path: Path) -> None:
     for table, section, most in (("defaults", defaults, 4), ("defaults.verify", verify, 4)):
         keys = [line[1:] for line in section.splitlines() if re.match(r"#[a-z_]+ = ", line)]
         # Examples, which are no defaults.
-        keys = [key for key in keys if not re.match("password_file|scratch_folder|scratch_settings", key)]
+        keys = [
+            key
+            for key in keys
+            if not re.match("password_file|scratch_|schedule|retention|window|max_dur|hooks|ping_url", key)
+        ]
         keys = [key.replace(', ignore = ["public.queue_*"]', "") for key in keys]
         assert len(keys) >= most
         assert loaded_with(tmp_path, f"[{table}]\n" + "\n".join(keys)) == loaded_with(tmp_path, ""), table
+    for table, least in (("daemon", 6), ("server", 1)):
+        section = EXAMPLE.partition(f"\n[{table}]\n")[2].partition("\n[")[0]
+        keys = [line[1:] for line in section.splitlines() if re.match(r"#[a-z_]+ = ", line)]
+        assert len(keys) >= least
+        config = load(write(tmp_path, HEAD + f"[{table}]\n" + "\n".join(keys)), {})
+        assert getattr(config, table) == getattr(load(write(tmp_path, HEAD), {}), table)
     for key, default in (("addressing_style", "auto"), ("checksums", "auto")):
         assert tomllib.loads(re.findall(rf"^#({key} = .*)", EXAMPLE, re.MULTILINE)[0]) == {key: default}
 
 
-def test_its_part_for_later_releases_is_valid(tmp_path: Path) -> None:
-    lines = EXAMPLE.partition("# In [defaults] or in a database:")[2].splitlines()
-    keys = [line[2:] for line in lines if re.match(r"# (\[|[a-z_]+ = )", line)]
-    text = "[defaults]\n" + "\n".join(keys).replace("hourly", "x")
-    config = load(write(tmp_path, HEAD + text), {})
+def test_its_examples_are_valid(tmp_path: Path) -> None:
+    """With every # before a key or a section taken away."""
+    text = re.sub(r"(?m)^#(?=\[|[a-z_]+ = )", "", EXAMPLE.replace('#url = "s3://acme-backups/prod"\n', ""))
+    text = re.sub(r"(?m)^([a-z_]+_file = .*|access_key_id = .*|urls = .*)$", "", text)
+    config = load(write(tmp_path, text), {"HOME": "/"})
     shop = config.database("shop")
     assert shop.schedule is not None
     assert shop.retention is not None
     assert shop.retention.yearly == 3
     assert shop.verify.schedule is not None
-    assert config.server == load(write(tmp_path, HEAD), {}).server
+    assert shop.hooks.before
+    assert config.database("main.crm").window == shop.window is not None
 
 
 def test_its_check_is_one(tmp_path: Path) -> None:
