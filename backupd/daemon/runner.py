@@ -4,12 +4,16 @@ due."""
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.util import get_temp_dir
 from time import monotonic
 from typing import Any
 
@@ -19,6 +23,7 @@ from backupd.console import Style
 from backupd.daemon import worker
 from backupd.jobs import Outcome
 
+_SHORT = ("/tmp", "/var/tmp")  # noqa: S108  (multiprocessing makes a private folder in it)
 _PATIENCE = 60.0  # seconds in which a job that was told to end may clean up
 
 
@@ -33,6 +38,18 @@ class _Running:
     why: str = ""
 
 
+@contextmanager
+def _short_folder() -> Iterator[None]:
+    """A temporary folder that leaves room for the name of a socket, which may have 107 bytes."""
+    usual = tempfile.gettempdir()
+    short = (path for path in (usual, *_SHORT) if len(path) < 60 and os.access(path, os.W_OK))
+    tempfile.tempdir = next(short, usual)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = usual
+
+
 class Runner:
     """At most `limit` jobs at a time."""
 
@@ -42,6 +59,8 @@ class Runner:
         self._running: dict[Job, _Running] = {}
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([worker.__name__])
+        with _short_folder():
+            get_temp_dir()  # where its socket will be
 
     @property
     def has_room(self) -> bool:

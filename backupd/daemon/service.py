@@ -134,7 +134,7 @@ class Daemon:
             self.runner.start(job, configuration.only(self.config, database), database.max_duration)
         except OSError as error:  # no process, no memory
             self.agenda.put_off(job, times.now() + _BUSY_AGAIN)
-            self._say(f"a job cannot be started: {error.strerror}", "error", job)
+            self._say(f"a job cannot be started: {error}", "error", job)
 
     def _finish(self, woken: socket.socket) -> None:
         """Running jobs may end by themselves for a while; then they are ended."""

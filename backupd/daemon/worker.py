@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import signal
 import traceback
+from multiprocessing import connection
 from multiprocessing.connection import Connection
+from threading import Thread
 
 from backupd import console, jobs, signals
 from backupd import verify as _verify  # noqa: F401  (so that all is imported before the fork)
@@ -41,8 +44,13 @@ def work(config: Config, job: Job, style: Style, answer: Connection) -> None:
 
 
 def _end_with_the_daemon() -> None:
-    """Its end is the end of the process that we were forked from, and that is told by the kernel."""
+    """Be told to end when the daemon is no more, or the process that we were forked from: nobody would know of us."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     daemon = multiprocessing.parent_process()
-    if daemon is not None and not daemon.is_alive():  # before we could ask to be told
-        raise SystemExit(1)
+    assert daemon is not None
+    Thread(target=_watch, args=(daemon.sentinel,), name="watch-daemon", daemon=True).start()
+
+
+def _watch(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
