@@ -18,12 +18,14 @@ _SETTINGS = {"synchronous_commit": "off", "default_transaction_read_only": "off"
 # pg_restore 17 and later set this on any server, and older ones don't know it. It is the only error let pass.
 _KNOWS_SETTING = 17
 # All that may stand in the program's messages then, to the letter: what a function in the archive raises can hold
-# any text, but never without lines of its own before or after.
+# any text, but never without lines of its own before or after. Its parallel workers write at the same time: a
+# message is written in one piece, but what stands before it is not, and may come before another's.
+_BEFORE = r"(?:pg_restore:|error:|warning:|while [A-Z ]+:\n| )*"
 _FORGIVEN = re.compile(
-    r"(?:pg_restore: while [A-Z ]+:\n"
-    r"|pg_restore: error: could not execute query: [^\s:]+:  [^\n]*\"transaction_timeout\"[^\n]*\n"
+    rf"(?:{_BEFORE}"
+    r"(?:could not execute query: [^\s:]+:  [^\n]*\"transaction_timeout\"[^\n]*\n"
     r"Command was: SET transaction_timeout = 0;\n+"
-    r"|pg_restore: warning: errors ignored on restore: \d+\n)+"
+    r"|errors ignored on restore: \d+\n))+"
 )
 
 

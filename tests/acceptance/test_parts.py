@@ -48,6 +48,7 @@ def objects(server: ThrowawayServer, dsn: str, *options: str) -> Objects:
 def _sorted(text: str) -> str:
     """Its lines, without the table that rows are loaded into: of some partitions that is the one at the top."""
     text = re.sub(r"(?m)^-- load via partition root .*|(?<=^COPY ).*(?= \()", "", text)
+    text = text.replace(" DEFAULT NULL", "")  # it says that a parent's default is not inherited, where there is one
     return "\n".join(sorted(line for line in text.split("\n") if line))
 
 
@@ -112,7 +113,9 @@ class Torture:
         }
         # A schema is asked for or comes along; pg_dump 17 and later leave statistics of chosen tables out.
         told = along - {said(key) for key in wanted}
-        assert {name for name in extra ^ told if not name.startswith(("schema ", "statistics "))} == set()
+        # What a view says is its rule's where pg_dump has to create it twice, which it need not in a smaller dump.
+        usual = [name for name in extra ^ told if not name.endswith(" _RETURN")]
+        assert {name for name in usual if not name.startswith(("schema ", "statistics "))} == set()
         for key, bodies in there.items():
             if key[0] == "TABLE DATA" and f"table {key[1]}.{key[2]}" in along:
                 assert not re.search(r"(?m)^\d", bodies[0]), f"rows of {key}"
@@ -191,11 +194,12 @@ def test_each_relation_alone(tortures: dict[int, Torture], major: int) -> None:
 def test_each_schema_alone(tortures: dict[int, Torture], dropped_after: list[ThrowawayServer], major: int) -> None:
     world = tortures[major]
     dropped_after.append(world.server)
-    for schema in ("torture", "hidden", '"select"', "empty_schema", '"We.ird*"*', "*"):
+    for schema in ("torture", "hidden", '"select"', "empty_schema", '"We.ird"*', "*"):
         restored = world.restore("--schema", schema)
         there = objects(world.server, world.server.dsn(COPY))
         wanted = objects(world.server, world.dsn, *([] if schema == "*" else [f"--schema={schema}"]))
-        assert {said(k) for k in wanted if k not in there and k[0] not in _REMARKS} == one_line(restored["left_out"])
+        missing = {said(k) for k in wanted if k not in there and k[0] not in _REMARKS}
+        assert {name for name in missing if not name.endswith(" _RETURN")} == one_line(restored["left_out"])
         drop_database(world.server, COPY)
 
 

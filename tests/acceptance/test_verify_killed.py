@@ -62,7 +62,9 @@ class World(Proofs):
         run.send_signal(number)
         out, err = run.communicate(timeout=60)
         assert "Traceback" not in out + err, (out, err)
-        assert run.returncode in (0, CODES[number]), (run.returncode, out, err)
+        # When all is done and Python ends, the system's own handling of signals is back.
+        ended = {0, CODES[number], -number} if out else {0, CODES[number]}
+        assert run.returncode in ended, (run.returncode, out, err)
         return run.returncode
 
 
