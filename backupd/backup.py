@@ -199,10 +199,15 @@ def store(job: Job, catalog: Catalog, backup_id: str, part: Part, running: Runni
             recipients=job.recipients,
             level=job.level,
             advance=partial(progress.advance, part.name),
-            pace=job.pace,
+            pace=partial(job.pace.spread, go_on=partial(_go_on, running)),
         )
     progress.end(part.name)
     return _stream(key, part.kind, stored, monotonic() - began, part.tables)
+
+
+def _go_on(running: Running) -> None:
+    if running.stopped:
+        raise workers.Cancelled
 
 
 def _stream(key: str, kind: str, stored: pipeline.Stored, seconds: float, tables: tuple[str, ...] = ()) -> Stream:

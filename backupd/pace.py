@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from backupd.storage.base import Buffer
 
+_SLICE = 0.2  # seconds between two questions whether to go on
 _BURST = 0.25  # seconds' worth that may go at once
 
 
@@ -23,17 +24,18 @@ class Pace:
         self._lock = threading.Lock()
         self._free = clock()  # when the next byte may go
 
-    def spread(self, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
-        """The same chunks, none before its time."""
+    def spread(self, chunks: Iterable[Buffer], go_on: Callable[[], None] = lambda: None) -> Iterator[Buffer]:
+        """The same chunks, none before its time. `go_on` is asked while we wait; what it raises ends that."""
         for chunk in chunks:
             if self._limit:
-                self._wait(len(chunk) if isinstance(chunk, bytes | bytearray) else chunk.nbytes)
+                self._wait(len(chunk) if isinstance(chunk, bytes | bytearray) else chunk.nbytes, go_on)
             yield chunk
 
-    def _wait(self, size: int) -> None:
+    def _wait(self, size: int, go_on: Callable[[], None]) -> None:
         with self._lock:
             now = self._clock()
             begins = max(self._free, now - _BURST)
             self._free = begins + size / self._limit
-        if begins > now:
-            self._sleep(begins - now)
+        while (left := begins - self._clock()) > 0:
+            go_on()
+            self._sleep(min(left, _SLICE))

@@ -17,7 +17,6 @@ import zstandard
 from backupd.crypto import age
 from backupd.errors import IntegrityError, ObjectMissingError
 from backupd.manifest import Stream
-from backupd.pace import Pace
 from backupd.storage.base import Buffer, Storage
 
 BLOCK = 1 << 20  # what is compressed and decompressed at a time
@@ -77,14 +76,14 @@ def store(
     recipients: Sequence[age.Recipient],
     level: int,
     advance: Advance,
-    pace: Pace | None = None,
+    pace: Callable[[Iterable[Buffer]], Iterable[Buffer]] = lambda sealed: sealed,
 ) -> Stored:
-    """Compress, encrypt and store everything that `source` yields, no faster than `pace` allows. What it raises aborts
+    """Compress, encrypt and store everything that `source` yields, when `pace` lets it through. What they raise aborts
     the upload."""
     raw, stored = _Meter(digest=False, advance=advance), _Meter(digest=True)
     sealer = age.Sealer(recipients)
     sealed = stored.through(sealer.seal(compress(raw.through(source), level)))
-    size = storage.put(key, sealed if pace is None else pace.spread(sealed))
+    size = storage.put(key, pace(sealed))
     if size != stored.size:
         raise IntegrityError(f"{key} was stored with {size} bytes of {stored.size}", detail=storage.url)
     header = hashlib.sha256(sealer.header).hexdigest()

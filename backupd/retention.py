@@ -50,12 +50,12 @@ def _week(local: datetime) -> Period:
 
 
 # The period of a moment, and how it reads. The hour that comes twice when clocks are set back is two: offsets differ.
-_PERIODS: Mapping[str, tuple[Callable[[datetime], Period], str]] = {
-    "hourly": (lambda local: (local.date(), local.hour, local.utcoffset()), "%Y-%m-%d %H:00%z"),
-    "daily": (lambda local: local.toordinal(), "%Y-%m-%d"),
-    "weekly": (_week, "%G-W%V"),
-    "monthly": (lambda local: (local.year, local.month), "%Y-%m"),
-    "yearly": (lambda local: local.year, "%Y"),
+_PERIODS: Mapping[str, tuple[Callable[[datetime], Period], Callable[[datetime], str]]] = {
+    "hourly": (lambda local: (local.date(), local.hour, local.utcoffset()), lambda t: t.strftime("%Y-%m-%d %H:00%z")),
+    "daily": (lambda local: local.toordinal(), lambda local: local.isoformat()[:10]),
+    "weekly": (_week, lambda local: local.strftime("%G-W%V")),
+    "monthly": (lambda local: (local.year, local.month), lambda local: local.isoformat()[:7]),
+    "yearly": (lambda local: local.year, lambda local: local.isoformat()[:4]),
 }
 
 
@@ -96,9 +96,9 @@ def decide(
                 reasons[ref.id].append(f"within {times.human_duration(policy.keep_within)}")
     if not policy.is_empty:
         local = [(ref, ref.second.astimezone(zone)) for ref in readable]
-        for rule, (period, form) in _PERIODS.items():
+        for rule, (period, name) in _PERIODS.items():
             for ref, moment in _newest_of_each(local, period, getattr(policy, rule)):
-                reasons[ref.id].append(f"{rule} {moment.strftime(form)}")
+                reasons[ref.id].append(f"{rule} {name(moment)}")
     return [_decision(ref, reasons[ref.id], paused) for ref in newest_first]
 
 

@@ -134,6 +134,7 @@ def test_one_that_fails_is_tried_again_and_delays_nobody(tmp_path: Path, dsn: st
         assert "secret-uuid" not in running.log.read_text()
 
 
+@pytest.mark.large
 def test_dead_messengers_fail_nothing(site: Site) -> None:
     site.set("ping_url", '"http://127.0.0.1:1/x-secret-x"', table="defaults")
     with daemon(site) as running:
@@ -206,7 +207,9 @@ def test_stopped_in_a_backup(site: Site, dsn: str) -> None:
     assert locks(dsn) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=str)
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.large)], ids=lambda n: n.name
+)
 def test_killed_in_a_backup(site: Site, dsn: str, number: signal.Signals) -> None:
     """No process and no lock is left; the next one does what this one could not."""
     slow(site, dsn)
@@ -257,6 +260,7 @@ def test_a_wrong_configuration_at_the_start(site: Site) -> None:
     assert "did you mean" in site.run("run", code=2).err
 
 
+@pytest.mark.large
 def test_the_storage_comes_later(site: Site) -> None:
     """A job that fails is tried again; what is there by then does it."""
     folder = site.folder / "repository"
@@ -376,6 +380,7 @@ def told(site: Site, name: str) -> dict[str, str]:
     return {line.partition("=")[0]: line.partition("=")[2] for line in lines}
 
 
+@pytest.mark.large
 def test_the_log_is_text_for_people_and_json_for_programs(site: Site) -> None:
     def first(running: Running) -> str:
         done = ("backup of shop: 2", '"backup": "2')
