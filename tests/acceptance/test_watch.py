@@ -79,3 +79,34 @@ def test_a_dump_that_waits_for_who_waits_for_us(
     assert "for a lock" in errors
     assert site.backups() == []
     site.run("backup")
+
+
+def test_a_backup_gives_way(pg15: ThrowawayServer, new_database: NewDatabase, tmp_path: Path) -> None:
+    """A migration that queues behind the dump gets through, and nothing of the backup is left."""
+    dsn = new_database(pg15)
+    bulk(dsn, "large", rows=4000, width=1000)
+    with psycopg.connect(dsn) as connection:
+        connection.execute("create table noise as select gen_random_uuid() u from generate_series(1, 100000)")
+    site = local_site(tmp_path, {"shop": dsn})
+    site.set("bandwidth_limit", '"50kB"', table="defaults")
+    site.set("give_way_after", '"2s"', table="defaults")
+    backup = site.start("backup")
+    try:
+        assert backup.stderr is not None
+        while "dumping" not in backup.stderr.readline():
+            assert backup.poll() is None
+        began = time.monotonic()
+        with psycopg.connect(dsn) as migration:
+            migration.execute("set lock_timeout = '40s'")
+            migration.execute("alter table noise add column more int")
+        took = time.monotonic() - began
+        _, errors = backup.communicate(timeout=60)
+    finally:
+        backup.kill()
+        backup.communicate()
+    assert 1.5 < took < 12, errors
+    assert backup.returncode == 6, errors
+    assert "gave way to session" in errors
+    assert "alter table noise" in errors
+    assert site.backups() == []
+    assert not [path for path in (tmp_path / "repository").rglob("*.age") if path.is_file()]
