@@ -18,7 +18,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format unit test-large mutate bench bench-memory bench-verify programs clean
+.PHONY: help demo test lint format unit test-large mutate bench bench-memory bench-verify bench-daemon programs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -56,6 +56,9 @@ bench-memory: $(VENV)/.ready-test programs ## measure memory and local disk on s
 
 bench-verify: $(VENV)/.ready-test programs ## measure what fingerprints and test restores cost
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench.verify
+
+bench-daemon: $(VENV)/.ready-test programs ## run 200 databases for half an hour
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench.daemon
 
 programs: # age, minisign and zstd for the tests
 	@tests/install-programs

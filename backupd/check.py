@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace as with_changes
 
@@ -22,15 +22,20 @@ _PROBE = ".probe"  # no database can have this name
 _SEVERAL_PARTS = 11 << 20  # more than one part of a multipart upload
 
 
-def examine(config: Config, databases: Sequence[Database], dsns: Sequence[Dsn]) -> Iterator[Finding]:
-    """Each finding as soon as it is known; a failed one carries the exit code of its kind."""
+def examine(
+    config: Config, databases: Sequence[Database], dsns: Sequence[Dsn], troubles: Mapping[str, BackupdError]
+) -> Iterator[Finding]:
+    """Each finding as soon as it is known; a failed one carries the exit code of its kind. `troubles`: why a cluster
+    could not be asked for its databases, by its name."""
     yield Finding("configuration", "ok", f"{config.path}, databases: {', '.join(config.databases) or 'none'}")
     yield from _keys(config)
     yield _tools(config)
     yield from _storage(config)
     for database, dsn in zip(databases, dsns, strict=True):
         yield from check_server.examine(config, database, dsn)
-    if not databases:
+    for name, trouble in troubles.items():
+        yield failed(f"cluster {name}", trouble)
+    if not databases and not troubles:
         yield Finding("databases", "failed", "none is configured", "Add a [databases.NAME] with its dsn.", 2)
 
 

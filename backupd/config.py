@@ -62,13 +62,17 @@ class Config:
     server: Server
     environ: Mapping[str, str] = field(repr=False)
 
+    def known(self, name: str) -> Database | None:
+        """One database; any of a cluster, whether it is there or not."""
+        cluster, dot, encoded = name.partition(".")
+        if name not in self.databases and dot and cluster in self.clusters:
+            return member(self.clusters[cluster], unquote(encoded))
+        return self.databases.get(name)
+
     def database(self, name: str) -> Database:
         """One database. ConfigError names the nearest one there is."""
-        if name in self.databases:
-            return self.databases[name]
-        cluster, dot, encoded = name.partition(".")
-        if dot and cluster in self.clusters:
-            return member(self.clusters[cluster], unquote(encoded))
+        if (found := self.known(name)) is not None:
+            return found
         near = nearest(name, self.databases)
         names = [*self.databases, *(f"{cluster}.…" for cluster in self.clusters)]
         known = f"it has: {', '.join(names)}" if names else "it has none; add a [databases.NAME]"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from backupd import console, views
 from backupd.commands import opening
 from backupd.console import Style
-from backupd.errors import BackupdError, ConfigError
+from backupd.errors import BackupdError
 from backupd.manifest import Manifest
 
 
@@ -15,11 +15,10 @@ def backup(style: Style, path: str | None, databases: Sequence[str], streams: in
     from backupd import jobs
 
     config = opening.load(path)
-    chosen = [config.database(name) for name in databases] or list(config.databases.values())
-    if not chosen:
-        raise ConfigError(f"no database in {config.path}", hint='Add one: [databases.NAME] with dsn = "postgresql://…"')
+    chosen, failures = opening.chosen(config, databases)
+    for failure in failures:
+        console.show_error(style, failure)
     made: list[Manifest] = []
-    failures: list[BackupdError] = []
     with opening.repository(config) as catalog:
         for database in chosen:
             work = jobs.backup_job(config, database, streams)
@@ -27,7 +26,7 @@ def backup(style: Style, path: str | None, databases: Sequence[str], streams: in
                 with console.progress(style, database=database.name) as progress:
                     made.append(jobs.back_up(database, work, catalog, progress))
             except BackupdError as error:
-                if len(chosen) == 1:
+                if len(chosen) == 1 and not failures:
                     raise
                 error.message = f"{database.name}: {error.message}"
                 console.show_error(style, error)  # the other databases get their backup all the same

@@ -27,7 +27,7 @@ def export(style: Style, path: str | None, database: str, options: ExportOptions
     config = opening.load(path)
     now = times.now()
     at, backup_id = opening.asked(options.at, now)
-    known = config.databases.get(database)
+    known = config.known(database)
     request = exports.Request(
         database=database,
         at=at,

@@ -25,7 +25,7 @@ def list_backups(style: Style, path: str | None, database: str | None, as_json: 
                 else:
                     damaged.append(manifest)
                     rows.append(views.unreadable(ref, manifest))
-        if database and not rows and database not in config.databases:
+        if database and not rows:
             config.database(database)  # a name that nobody knows is an error, not an empty list
         where = catalog.storage.url
     rows.sort(key=lambda row: row["taken_at"], reverse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from backupd import times
 from backupd.catalog import Catalog
 from backupd.config import Config
 from backupd.config_models import Database
-from backupd.errors import NoBackupError
+from backupd.errors import BackupdError, ConfigError, NoBackupError
 from backupd.manifest import id_second
 from backupd.storage.connect import connect
 
@@ -40,9 +40,21 @@ def naming(config: Config, database: str) -> Iterator[None]:
     try:
         yield
     except NoBackupError:
-        if database not in config.databases:
-            config.database(database)
+        config.database(database)
         raise
+
+
+def chosen(config: Config, names: Sequence[str]) -> tuple[list[Database], list[BackupdError]]:
+    """The databases that are named, or all: with those of clusters, and why a cluster could not be asked for its own.
+    Raises ConfigError for a name that nobody knows, and where there is none at all."""
+    from backupd import discovery
+
+    if names:
+        return [config.database(name) for name in names], []
+    if not config.databases and not config.clusters:
+        raise ConfigError(f"no database in {config.path}", hint='Add one: [databases.NAME] with dsn = "postgresql://…"')
+    found = discovery.every(config)
+    return list(found.databases.values()), list(found.troubles.values())
 
 
 def dsn(database: Database) -> Dsn:

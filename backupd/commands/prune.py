@@ -8,16 +8,15 @@ from backupd import console, jobs, views
 from backupd import prune as pruning
 from backupd.commands import opening
 from backupd.console import Style
-from backupd.errors import BackupdError, ConfigError
+from backupd.errors import BackupdError
 
 
 def prune(style: Style, path: str | None, databases: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
     config = opening.load(path)
-    chosen = [config.database(name) for name in databases] or list(config.databases.values())
-    if not chosen:
-        raise ConfigError(f"no database in {config.path}", hint='Add one: [databases.NAME] with dsn = "postgresql://…"')
+    chosen, failures = opening.chosen(config, databases)
+    for failure in failures:
+        console.show_error(style, failure)
     rows: list[Mapping[str, object]] = []
-    failures: list[BackupdError] = []
     with opening.repository(config) as catalog:
         for database in chosen:
             try:
@@ -27,7 +26,7 @@ def prune(style: Style, path: str | None, databases: Sequence[str], *, dry_run: 
                 if not dry_run:
                     pruning.run(plan, catalog)
             except BackupdError as error:
-                if len(chosen) == 1:
+                if len(chosen) == 1 and not failures:
                     raise
                 error.message = f"{database.name}: {error.message}"
                 console.show_error(style, error)  # the others are pruned all the same

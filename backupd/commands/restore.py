@@ -117,8 +117,8 @@ def _request(config: Config, database: str, options: RestoreOptions) -> Request:
         )
     now = times.now()
     at, backup_id = opening.asked(options.at, now)
-    if database in config.databases:
-        known = config.databases[database]
+    known = config.known(database)
+    if known is not None:
         source, jobs = opening.dsn(known), known.jobs
     elif options.target is not None:  # a database that left the configuration can still be restored elsewhere
         source, jobs = Dsn(options.target), 2

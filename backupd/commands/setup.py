@@ -7,8 +7,9 @@ from pathlib import Path
 
 from backupd import console
 from backupd.commands import opening
+from backupd.config_models import Database
 from backupd.console import Style
-from backupd.errors import ConfigError
+from backupd.errors import BackupdError, ConfigError
 
 
 def init(style: Style, path: str | None, repository: str | None, databases: Sequence[str]) -> None:
@@ -33,12 +34,17 @@ def init(style: Style, path: str | None, repository: str | None, databases: Sequ
 
 
 def check(path: str | None, databases: Sequence[str], as_json: bool) -> int:
+    from backupd import discovery
     from backupd.check import examine
 
     config = opening.load(path)
-    chosen = [config.database(name) for name in databases] or list(config.databases.values())
+    chosen: list[Database] = [config.database(name) for name in databases]
+    troubles: dict[str, BackupdError] = {}
+    if not databases:
+        found = discovery.every(config)
+        chosen, troubles = list(found.databases.values()), found.troubles
     worst, rows = 0, []
-    for finding in examine(config, chosen, [opening.dsn(each) for each in chosen]):
+    for finding in examine(config, chosen, [opening.dsn(each) for each in chosen], troubles):
         worst = worst or finding.exit_code
         rows.append({"name": finding.name, "status": finding.status, "detail": finding.detail, "hint": finding.hint})
         if not as_json:

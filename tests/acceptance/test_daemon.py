@@ -337,10 +337,13 @@ def test_databases_come_and_go(tmp_path: Path, pg15: ThrowawayServer, new_databa
         running.wait(message=f"main.{prefix}_late is gone")
         assert running.stop() == 0
     assert {row["database"] for row in site.backups()} == {f"main.{prefix}_a", encoded, f"main.{prefix}_late"}
-    assert [row["id"] for row in site.run("backup", f"main.{prefix}_a", "--json").json]
-    target = pg15.dsn()
-    plan = site.run("restore", encoded, "--at", "latest", "--dry-run", "--json", "--target", target).json
+    assert [row["database"] for row in site.run("backup", "--json").json] == [encoded, f"main.{prefix}_a"]
+    assert {row["database"] for row in site.run("prune", "--dry-run", "--json").json} == {encoded, f"main.{prefix}_a"}
+    findings = site.run("check", "--json", code=None).json
+    assert any(encoded in finding["name"] for finding in findings)
+    plan = site.run("restore", encoded, "--at", "latest", "--dry-run", "--json").json
     assert plan["database"] == encoded
+    assert "it has: main.…" in site.run("list", "x", code=2).err
 
 
 # ---- hooks
