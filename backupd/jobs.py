@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from backupd import verify
     from backupd.crypto.minisign import SecretKey
     from backupd.proof import Proof
+
+
+_CLOCKS_DIFFER = timedelta(minutes=10)  # at most, where nothing is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +96,14 @@ def dsn(database: Database) -> Dsn:
 
 
 def newest(catalog: Catalog, database: str, kind: str) -> datetime | None:
-    """When the storage says that it was done last, by names alone."""
+    """When the storage says that it was done last, by names alone. What is dated in the future, by a clock that was
+    wrong, does not count: else nothing would be done until then."""
     if kind == "backup":
-        known = catalog.backups(database)
-        return known[-1].second if known else None
-    decided = [ref.at for ref in proofs.refs(catalog, database) if ref.status != "inconclusive"]
-    return decided[-1] if decided else None
+        found = [ref.second for ref in catalog.backups(database)]
+    else:
+        found = [ref.at for ref in proofs.refs(catalog, database) if ref.status != "inconclusive"]
+    latest = times.now() + _CLOCKS_DIFFER
+    return max((moment for moment in found if moment <= latest), default=None)
 
 
 def _unless_done(catalog: Catalog, job: Job) -> None:

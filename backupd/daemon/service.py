@@ -78,6 +78,8 @@ class Daemon:
         """Until SIGTERM or SIGINT. Raises ConfigError before it began."""
         with self._signals() as woken, self._answering():
             self._say(f"backupd runs: {len(self.databases)} databases, {self.runner.limit} jobs at a time")
+            if not self.agenda.plans and not self.config.clusters:
+                self._say("no database has a schedule: nothing will be done", "warning")
             self._wind_up()
             self._look()
             self.systemd.tell("READY=1", f"MAINPID={os.getpid()}")
@@ -112,8 +114,12 @@ class Daemon:
 
     def _tick(self) -> None:
         if self._look_ahead is not None and self._look_ahead.done():
-            seen, self._look_ahead = self._look_ahead.result(), None
-            self._learn(seen)
+            looked, self._look_ahead = self._look_ahead, None
+            error = looked.exception()
+            if error is None:
+                self._learn(looked.result())
+            else:
+                self._say(f"a bug: servers and storage could not be looked at: {error!r}", "error")
         self._begin_due()
         self._tell_status()
 

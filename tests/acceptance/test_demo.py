@@ -177,6 +177,7 @@ def test_runs_again_at_once_after_it_was_ended(player: Player, number: signal.Si
     assert [path.name for path in player.temporary.iterdir()] == [player.folder.name]
 
 
+@pytest.mark.large
 def test_two_at_a_time_do_not_meet(player: Player) -> None:
     first = player.start()
     assert first.stdout is not None
@@ -208,6 +209,7 @@ def test_a_folder_that_is_not_a_demos_is_refused(player: Player) -> None:
     assert list(player.folder.iterdir()) == []
 
 
+@pytest.mark.large
 def test_variables_for_other_servers_do_not_lead_there(player: Player) -> None:
     player.environ |= {
         "PGHOSTADDR": "127.0.0.1",

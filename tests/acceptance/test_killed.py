@@ -258,6 +258,7 @@ class Sniper:
                         return
 
 
+@pytest.mark.large
 def test_killed_dump_program(place: Place) -> None:
     failed = 0
     numbers = cycle((signal.SIGKILL, signal.SIGTERM))
@@ -322,6 +323,7 @@ def _signalled(place: Place, moment: int, number: signal.Signals) -> Run:
     return run
 
 
+@pytest.mark.large
 def test_impatient_interrupts(place: Place, requests: int) -> None:
     """A second Ctrl-C, or systemd's SIGTERM after it, must not stop the clearing away."""
     for moment in spread(range(requests))[2::3]:

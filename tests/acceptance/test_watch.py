@@ -104,7 +104,7 @@ def test_a_backup_gives_way(pg15: ThrowawayServer, new_database: NewDatabase, tm
     finally:
         backup.kill()
         backup.communicate()
-    assert 1.5 < took < 12, errors
+    assert 1.5 < took < 35, errors
     assert backup.returncode == 6, errors
     assert "gave way to session" in errors
     assert "alter table noise" in errors
