@@ -69,7 +69,7 @@ class _State:
     known: bool = False
     last: datetime | None = None  # of the newest that the storage holds
     settled: datetime | None = None  # slots up to here are not tried again, done or not
-    failures: int = 0  # in a row, of this slot
+    failures: int = 0  # in a row, since the last success or report
     not_before: datetime | None = None
     wanted: datetime | None = None  # since when, of what has no schedule
     slot: datetime | None = None  # the latest, and
@@ -118,13 +118,14 @@ class Agenda:
         """The job is done; `last` is the time of the newest that the storage holds now. Returns the slot that it ran
         over, if it did: that one is left out."""
         state, began = self._end(job)
+        state.failures, state.not_before = 0, None
         state.last = last if last is not None else state.last
         missed = self._overrun(job, began or now, now)
         state.settled = max(job.slot, missed or job.slot)
         return missed
 
     def fail(self, job: Job, now: datetime) -> datetime | None:
-        """The job failed. Returns when it is tried again; None: not for this slot."""
+        """The job failed. Returns when it is tried again; None: not for this slot, and it is time to tell somebody."""
         state, began = self._end(job)
         state.failures += 1
         wait = self.plans[job.database, job.kind].retry.after(state.failures) if self._knows(job) else None
@@ -225,6 +226,6 @@ def _look_up(plan: Plan, state: _State, now: datetime) -> None:
     if slot is None or until is None or not slot <= now < until:  # not just the next one: the clock made a jump
         slot = schedules.latest(plan.schedule, plan.zone, now)
         until = schedules.after(plan.schedule, plan.zone, now)
-    if slot != state.slot and state.failures:  # a new slot begins with all its attempts
-        state.failures, state.not_before = 0, None
+    if slot != state.slot:  # it is tried at once; failures go on being counted, or nobody would ever be told of them
+        state.not_before = None
     state.slot, state.until = slot, until

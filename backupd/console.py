@@ -64,14 +64,7 @@ def say(style: Style, text: str, level: str = "info", fields: Mapping[str, objec
 
 
 def error_document(error: BackupdError) -> dict[str, Any]:
-    return {
-        "error": {
-            "message": error.message,
-            "detail": "\n".join([*filter(None, [error.detail]), *getattr(error, "__notes__", [])]),
-            "hint": error.hint,
-            "exit": error.exit_code,
-        }
-    }
+    return {"error": error.document()}
 
 
 def show_error(style: Style, error: BackupdError) -> None:

@@ -6,7 +6,7 @@ a missing backup from a broken one.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class BackupdError(Exception):
@@ -22,6 +22,11 @@ class BackupdError(Exception):
         self.message = message
         self.detail = detail
         self.hint = hint
+
+    def document(self) -> dict[str, Any]:
+        """As plain values, with what was noted on its way."""
+        detail = "\n".join([*filter(None, [self.detail]), *getattr(self, "__notes__", [])])
+        return {"message": self.message, "detail": detail, "hint": self.hint, "exit": self.exit_code}
 
     def __str__(self) -> str:
         return "\n".join(part for part in (self.message, self.detail, self.hint) if part)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 from backupd.config_models import Hooks
@@ -16,31 +16,39 @@ from backupd.progress import Progress
 _QUOTED = 2000  # characters of what a hook wrote
 
 
-@contextmanager
-def around(hooks: Hooks, facts: Mapping[str, str], progress: Progress) -> Iterator[dict[str, str]]:
-    """Run `before`, then the block, then `after` with what came of it.
+class Around:
+    """`before` and `after` of one backup, as a context: `begin` is called in it when the backup is about to begin, and
+    no other host is at it. Only then is there something to come `after`."""
 
-    The block may add to the facts that `after` is told. Raises HookError if `before` fails, and the block does not
-    run; a failure of `after` is a warning, for the backup exists by then.
-    """
-    told = dict(facts)
-    if hooks.before:
-        run(hooks.before, told, hooks.timeout)
-    try:
-        yield told
-    except BaseException as error:
-        message = error.message if isinstance(error, BackupdError) else type(error).__name__
-        _after(hooks, {**told, "STATUS": "failed", "ERROR": message}, progress)
-        raise
-    _after(hooks, {**told, "STATUS": "done"}, progress)
+    def __init__(self, hooks: Hooks, facts: Mapping[str, str], progress: Progress) -> None:
+        self._hooks = hooks
+        self._progress = progress
+        self._began = False
+        self.facts = dict(facts)  # what the hooks are told; to be added to
 
+    def begin(self) -> None:
+        """Run `before`. Raises HookError if it fails: then there is to be no backup."""
+        if self._hooks.before:
+            run(self._hooks.before, self.facts, self._hooks.timeout)
+        self._began = True
 
-def _after(hooks: Hooks, told: Mapping[str, str], progress: Progress) -> None:
-    if hooks.after:
+    def __enter__(self) -> Around:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Run `after`. That it fails is a warning: what became of the backup is decided by then."""
+        if not (self._began and self._hooks.after):
+            return
+        outcome = {"STATUS": "done"}
+        if error is not None:
+            outcome = {
+                "STATUS": "failed",
+                "ERROR": error.message if isinstance(error, BackupdError) else type(error).__name__,
+            }
         try:
-            run(hooks.after, told, hooks.timeout)
-        except HookError as error:
-            progress.warn(f"{error.message}: {error.detail}" if error.detail else error.message)
+            run(self._hooks.after, self.facts | outcome, self._hooks.timeout)
+        except HookError as failure:
+            self._progress.warn(": ".join(filter(None, [failure.message, failure.detail])))
 
 
 def run(command: Sequence[str], facts: Mapping[str, str], timeout: timedelta) -> None:
@@ -59,7 +67,11 @@ def run(command: Sequence[str], facts: Mapping[str, str], timeout: timedelta) ->
             start_new_session=True,
         )
     except OSError as error:
-        raise HookError(f"the hook {command[0]} cannot be started", detail=error.strerror or str(error)) from error
+        raise HookError(
+            f"the hook {command[0]} cannot be started",
+            detail=error.strerror or str(error),
+            hint="It is a program and its arguments, that no shell reads: is it there, and may we run it?",
+        ) from error
     try:
         output, _ = process.communicate(timeout=timeout.total_seconds())
     except subprocess.TimeoutExpired:
@@ -73,7 +85,11 @@ def run(command: Sequence[str], facts: Mapping[str, str], timeout: timedelta) ->
         raise
     if process.returncode != 0:
         text = output.decode(errors="replace").strip()[-_QUOTED:]
-        raise HookError(f"the hook {command[0]} exited with {process.returncode}", detail=text)
+        raise HookError(
+            f"the hook {command[0]} exited with {process.returncode}",
+            detail=text,
+            hint="Mend what it says, or take it out of the hooks table.",
+        )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -24,8 +24,8 @@ from backupd.pace import Pace
 from backupd.postgres import claim
 from backupd.postgres.session import Dsn
 from backupd.progress import Progress
+from backupd.repository import opened
 from backupd.retention import Policy
-from backupd.storage.connect import connect
 
 if TYPE_CHECKING:
     from backupd import verify
@@ -73,21 +73,8 @@ def perform(config: Config, job: Job, progress: Progress) -> Outcome:
         return Outcome(job, "elsewhere", error.message, monotonic() - began, last=error.last)
     except BackupdError as error:
         status: Literal["busy", "failed"] = "busy" if isinstance(error, BusyError) else "failed"
-        return Outcome(job, status, error.message, monotonic() - began, error=described(error))
+        return Outcome(job, status, error.message, monotonic() - began, error=error.document())
     return replace(made, seconds=monotonic() - began)
-
-
-def described(error: BackupdError) -> dict[str, Any]:
-    """An error as plain values, with what was noted on its way."""
-    detail = "\n".join([*filter(None, [error.detail]), *getattr(error, "__notes__", [])])
-    return {"message": error.message, "detail": detail, "hint": error.hint, "exit": error.exit_code}
-
-
-@contextmanager
-def opened(config: Config) -> Iterator[Catalog]:
-    """The repository."""
-    with closing(connect(config.repository.url, config.s3_settings())) as storage:
-        yield Catalog(storage, config.trusted_signers())
 
 
 def dsn(database: Database) -> Dsn:
@@ -133,11 +120,16 @@ def backup_job(config: Config, database: Database, jobs: int | None = None) -> b
 
 
 def back_up(database: Database, work: backup.Job, catalog: Catalog, progress: Progress, slot: str = "") -> Manifest:
-    """One backup between its hooks."""
+    """One backup between its hooks, which run when no other host is at it."""
     facts = {"DATABASE": database.name, "JOB": "backup", "SLOT": slot, "REPOSITORY": catalog.storage.url}
-    with hooks.around(database.hooks, facts, progress) as told:
-        made = backup.run(work, catalog, progress)
-        told["ID"] = made.id
+
+    def claimed() -> None:
+        work.claimed()
+        around.begin()
+
+    with hooks.Around(database.hooks, facts, progress) as around:
+        made = backup.run(replace(work, claimed=claimed), catalog, progress)
+        around.facts["ID"] = made.id
     return made
 
 
@@ -205,7 +197,7 @@ def _verify(config: Config, catalog: Catalog, database: Database, job: Job, prog
     outcome = Outcome(job, "done", text, last=made.finished_at, backup=made.id, facts=facts)
     if made.status == "inconclusive":
         error = PostgresError("the test restore came to no verdict", detail=made.reason)
-        return replace(outcome, status="failed", summary=f"{text}: {made.reason}", last=None, error=described(error))
+        return replace(outcome, status="failed", summary=f"{text}: {made.reason}", last=None, error=error.document())
     if made.status == "failed":
         return replace(outcome, status="unproven", summary=_failed(text, made, failed))
     return outcome

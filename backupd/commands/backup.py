@@ -9,6 +9,7 @@ from backupd.commands import opening
 from backupd.console import Style
 from backupd.errors import BackupdError
 from backupd.manifest import Manifest
+from backupd.repository import opened
 
 
 def backup(style: Style, path: str | None, databases: Sequence[str], streams: int | None, as_json: bool) -> int:
@@ -19,7 +20,7 @@ def backup(style: Style, path: str | None, databases: Sequence[str], streams: in
     for failure in failures:
         console.show_error(style, failure)
     made: list[Manifest] = []
-    with opening.repository(config) as catalog:
+    with opened(config) as catalog:
         for database in chosen:
             work = jobs.backup_job(config, database, streams)
             try:

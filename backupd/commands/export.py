@@ -8,6 +8,7 @@ from pathlib import Path
 from backupd import console, times, views
 from backupd.commands import opening
 from backupd.console import Style
+from backupd.repository import opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def export(style: Style, path: str | None, database: str, options: ExportOptions
         bin_dirs=config.postgres.bin_dirs,
     )
     identities = config.load_identities()
-    with opening.repository(config) as catalog:
+    with opened(config) as catalog:
         with opening.naming(config, database):
             plan = exports.plan(request, catalog, identities)
         with console.progress(style, database=database, backup=plan.manifest.id) as progress:

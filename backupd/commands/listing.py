@@ -10,13 +10,14 @@ from backupd.console import Style
 from backupd.errors import BackupdError, IntegrityError
 from backupd.manifest import Manifest
 from backupd.proof import Proof
+from backupd.repository import opened
 
 
 def list_backups(style: Style, path: str | None, database: str | None, as_json: bool) -> int:
     config = opening.load(path)
     rows: list[dict[str, Any]] = []
     damaged: list[BackupdError] = []
-    with opening.repository(config) as catalog:
+    with opened(config) as catalog:
         for name in [database] if database else catalog.databases():
             newest = proofs.newest(catalog, name)
             for ref, manifest in catalog.all_manifests(name):
@@ -50,7 +51,7 @@ def _believed(style: Style, found: Proof | IntegrityError | None) -> Proof | Non
 
 def show(path: str | None, database: str, which: str, as_json: bool) -> None:
     config = opening.load(path)
-    with opening.repository(config) as catalog:
+    with opened(config) as catalog:
         with opening.naming(config, database):
             ref = catalog.find(database, None) if which == "latest" else catalog.by_id(database, which)
         manifest = catalog.manifest(ref)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backupd import config as configuration
 from backupd import times
-from backupd.catalog import Catalog
 from backupd.config import Config
 from backupd.config_models import Database
 from backupd.errors import BackupdError, ConfigError, NoBackupError
 from backupd.manifest import id_second
-from backupd.storage.connect import connect
 
 if TYPE_CHECKING:
     from backupd.postgres.session import Dsn
@@ -25,12 +23,6 @@ if TYPE_CHECKING:
 def load(path: str | None) -> Config:
     """`path` is what `--config` says. Raises ConfigError."""
     return configuration.load(configuration.find(path, os.environ, Path.cwd()), os.environ)
-
-
-@contextmanager
-def repository(config: Config) -> Iterator[Catalog]:
-    with closing(connect(config.repository.url, config.s3_settings())) as storage:
-        yield Catalog(storage, config.trusted_signers())
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from backupd import prune as pruning
 from backupd.commands import opening
 from backupd.console import Style
 from backupd.errors import BackupdError
+from backupd.repository import opened
 
 
 def prune(style: Style, path: str | None, databases: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
@@ -17,7 +18,7 @@ def prune(style: Style, path: str | None, databases: Sequence[str], *, dry_run: 
     for failure in failures:
         console.show_error(style, failure)
     rows: list[Mapping[str, object]] = []
-    with opening.repository(config) as catalog:
+    with opened(config) as catalog:
         for database in chosen:
             try:
                 plan = jobs.prune_plan(catalog, database)

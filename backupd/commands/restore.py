@@ -11,6 +11,7 @@ from backupd.commands import opening
 from backupd.config import Config
 from backupd.console import Style
 from backupd.errors import ConfigError
+from backupd.repository import opened
 
 if TYPE_CHECKING:
     from backupd.contents import Choice
@@ -52,7 +53,7 @@ def restore(style: Style, path: str | None, database: str, options: RestoreOptio
     if options.data_only:
         reload.check(request)
     identities = config.load_identities()  # before anything is planned: without them there is nothing to plan
-    with opening.repository(config) as catalog:
+    with opened(config) as catalog:
         with opening.naming(config, database):
             if options.data_only:
                 told = {"dry_run": options.dry_run, "yes": options.yes, "as_json": options.as_json}

@@ -11,6 +11,7 @@ from backupd.config import Config
 from backupd.config_models import Database
 from backupd.console import Style
 from backupd.errors import ConfigError, PostgresError, ProofError
+from backupd.repository import opened
 
 if TYPE_CHECKING:
     from backupd.verify import Job
@@ -36,7 +37,7 @@ def verify(style: Style, path: str | None, database: str, options: VerifyOptions
     config = opening.load(path)
     job = _job(config, config.database(database), options)
     identities = config.load_identities()
-    with opening.repository(config) as catalog, console.progress(style, database=database) as progress:
+    with opened(config) as catalog, console.progress(style, database=database) as progress:
         made = verifying.run(job, catalog, identities, progress)
     if options.as_json:
         console.emit_json(made.document())
@@ -70,7 +71,7 @@ def evidence(path: str | None, database: str, since: str | None, as_json: bool) 
     from backupd import evidence as evidences
 
     config = opening.load(path)
-    with opening.repository(config) as catalog, opening.naming(config, database):
+    with opened(config) as catalog, opening.naming(config, database):
         moment = times.parse_moment(since, reference=times.now()) if since is not None else None
         found = evidences.collect(catalog, database, moment)
     if as_json:

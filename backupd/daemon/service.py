@@ -32,10 +32,12 @@ from backupd.daemon.telling import Teller
 from backupd.daemon.telling import check as check_messages
 from backupd.errors import BackupdError, ConfigError, StorageError
 from backupd.jobs import Outcome
+from backupd.repository import opened
 
 _TICK = 1.0  # seconds
 _READERS = 8  # databases whose repository is asked at a time
-_BUSY_AGAIN = timedelta(seconds=5)  # until a database that another host works on is asked for again
+_BUSY_AGAIN = timedelta(seconds=5)  # until a database that another host works on is asked for again; each time more,
+_BUSY_LONGEST = timedelta(minutes=1)  # up to this
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Daemon:
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="look")
         self._look_ahead: Future[_Seen] | None = None
         self._ended: dict[str, float] = {}  # when a job of a database last ended: older looks say nothing of it
+        self._busy: dict[Job, int] = {}  # how often another host was found at it
         self._failing: set[tuple[str, Kind]] = set()  # of which somebody was told
         self._troubles: dict[str, str] = {}  # what was said of the storage and the clusters
         self._stop = self._reload = self._hurry = False
@@ -134,11 +137,11 @@ class Daemon:
     def _begin(self, job: Job) -> None:
         database = self.databases[job.database]
         self.agenda.begin(job, times.now())
-        if job.kind == "backup":
+        if job.kind == "backup" and job not in self._busy:
             self._teller.ping(database.ping_url, "start")
         try:
             self.runner.start(job, configuration.only(self.config, database), database.max_duration)
-        except OSError as error:  # no process, no memory
+        except (OSError, EOFError) as error:  # no process, no memory
             self.agenda.put_off(job, times.now() + _BUSY_AGAIN)
             self._say(f"a job cannot be started: {error}", "error", job)
 
@@ -168,9 +171,13 @@ class Daemon:
         job, now = outcome.job, times.now()
         self._ended[job.database] = monotonic()
         if outcome.status == "busy":
-            self.agenda.put_off(job, now + _BUSY_AGAIN)
-            self._say(f"{outcome.summary}: asked again in {_BUSY_AGAIN.total_seconds():g} s", "info", job, outcome)
-        elif outcome.status == "interrupted" and self._stop:
+            times_asked = self._busy[job] = self._busy.get(job, 0) + 1
+            self.agenda.put_off(job, now + min(_BUSY_AGAIN * times_asked, _BUSY_LONGEST))
+            if times_asked == 1:
+                self._say(f"{outcome.summary}: it is waited for", "info", job, outcome)
+            return
+        self._busy.pop(job, None)
+        if outcome.status == "interrupted" and self._stop:
             self.agenda.put_off(job, now)
             self._say(f"not finished: {outcome.summary}", "warning", job, outcome)
         elif outcome.status in ("failed", "interrupted"):
@@ -186,6 +193,8 @@ class Daemon:
             self._say(text, "warning", job, outcome)
         if outcome.status == "elsewhere":
             self._say(outcome.summary, "info", job, outcome)
+            if job.kind == "backup":  # what was started is done, whoever did it
+                self._teller.ping(self._ping_url(job), "success", outcome.summary)
             return
         text = f"{outcome.summary} ({outcome.seconds:.1f} s)"
         if outcome.status == "unproven":
@@ -230,12 +239,12 @@ class Daemon:
             self._look_ahead = self._looker.submit(look, config)
 
     def _learn(self, seen: _Seen) -> None:
-        for name, trouble in seen.troubles.items():
-            text = f"{trouble.message}: {trouble.detail}" if trouble.detail else trouble.message
+        troubles = {name: ": ".join(filter(None, [e.message, e.detail, e.hint])) for name, e in seen.troubles.items()}
+        for name, text in troubles.items():
             if self._troubles.get(name) != text:  # once, not every few minutes
                 self._say(text, "error")
-        self.health.ready = "" not in seen.troubles
-        self._troubles = {name: f"{each.message}: {each.detail}" for name, each in seen.troubles.items()}
+        self._troubles = troubles
+        self.health.ready = "" not in troubles
         known = {
             name: each
             for name, each in self.databases.items()
@@ -390,7 +399,7 @@ def look(config: Config) -> _Seen:
     last: dict[tuple[str, Kind], datetime | None] = {}
     wanted: list[tuple[str, Kind]] = [(name, kind) for name in found.databases for kind in ("backup", "verify")]
     try:
-        with jobs.opened(config) as catalog, ThreadPoolExecutor(_READERS, thread_name_prefix="reader") as readers:
+        with opened(config) as catalog, ThreadPoolExecutor(_READERS, thread_name_prefix="reader") as readers:
             moments = readers.map(lambda key: jobs.newest(catalog, *key), wanted)
             last |= dict(zip(wanted, moments, strict=True))
     except (StorageError, ConfigError) as error:

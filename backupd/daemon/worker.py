@@ -27,10 +27,10 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 def work(config: Config, job: Job, style: Style, answer: Connection) -> None:
     """Do the job, and send its outcome."""
-    signals.heed()
-    _end_with_the_daemon()
     fields = {"database": job.database, "job": job.kind}
     try:
+        signals.heed()
+        _end_with_the_daemon()
         outcome = jobs.perform(config, job, console.Log(style, fields))
     except signals.Terminated as error:
         notes = "; ".join(getattr(error, "__notes__", []))
@@ -38,7 +38,7 @@ def work(config: Config, job: Job, style: Style, answer: Connection) -> None:
     except Exception as error:  # noqa: BLE001  (the last resort: a bug, said as such)
         console.say(style, f"unexpected failure\n{traceback.format_exc()}", "error", fields)
         bug = BackupdError(f"unexpected failure: {type(error).__name__}", detail=str(error), hint="A bug in backupd.")
-        outcome = Outcome(job, "failed", bug.message, error=jobs.described(bug))
+        outcome = Outcome(job, "failed", bug.message, error=bug.document())
     answer.send(outcome)
     answer.close()
 

@@ -250,26 +250,17 @@ class Watch:
 
     def _look_behind(self, connection: psycopg.Connection) -> None:
         """Who waits for a table that we hold, and for how long."""
+        since = "l.waitstart" if self._source.major >= 14 else "w.query_start"
         row = connection.execute(
-            """
-            select w.pid, w.usename, w.application_name, w.query, extract(epoch from clock_timestamp() - l.waitstart)
+            f"""
+            select w.pid, w.usename, w.application_name, w.query, extract(epoch from clock_timestamp() - {since})
             from pg_locks l join pg_stat_activity w on w.pid = l.pid
-            where not l.granted and l.locktype = 'relation' and clock_timestamp() - l.waitstart > %s
+            where not l.granted and l.locktype = 'relation' and clock_timestamp() - {since} > %s
               and w.application_name not like 'backupd%%'
               and exists (select from pg_stat_activity b where b.pid = any(pg_blocking_pids(l.pid))
                           and (b.pid = %s or b.application_name = %s))
-            order by l.waitstart limit 1
-            """
-            if self._source.major >= 14
-            else """
-            select w.pid, w.usename, w.application_name, w.query, extract(epoch from clock_timestamp() - w.query_start)
-            from pg_locks l join pg_stat_activity w on w.pid = l.pid
-            where not l.granted and l.locktype = 'relation' and clock_timestamp() - w.query_start > %s
-              and w.application_name not like 'backupd%%'
-              and exists (select from pg_stat_activity b where b.pid = any(pg_blocking_pids(l.pid))
-                          and (b.pid = %s or b.application_name = %s))
-            order by w.query_start limit 1
-            """,
+            order by {since} limit 1
+            """.encode(),  # noqa: S608
             [self._give_way_after, self._source.connection.info.backend_pid, self._application],
         ).fetchone()
         if row is not None:

@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from backupd import times
+from backupd.postgres import claim
 from backupd.postgres.server import ThrowawayServer
 from tests.daemon import Running, daemon, until
 from tests.filled import filling
@@ -369,6 +370,13 @@ def test_hooks(site: Site, dsn: str) -> None:
     assert "BACKUPD_STATUS" not in before
     assert (after["BACKUPD_STATUS"], after["BACKUPD_ID"]) == ("done", backup["id"])
     assert "exited with 3" in outcome.err
+    repository = json.loads((site.folder / "repository" / "backupd.json").read_text())["repository"]
+    (site.folder / "before.env").unlink()
+    (site.folder / "after.env").unlink()
+    with psycopg.connect(dsn, autocommit=True) as another:
+        claim.take(another, repository, "backup")
+        site.run("backup", code=75)  # another host is at it: its hooks are its own
+    assert not list(site.folder.glob("*.env"))
     hook("before", 7)
     refused = site.run("backup", code=8)
     assert "exited with 7" in refused.err

@@ -31,6 +31,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("contents", "reference", "retention"),
     ("agenda",),
     ("schedules",),
+    ("repository",),
     ("catalog", "pipeline"),
     ("pace", "hooks"),
     ("config config_models config_problems config_source config_values private_files", "postgres"),
