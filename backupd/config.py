@@ -30,11 +30,11 @@ from backupd.config_models import (
     Repository,
     Server,
     Verify,
-    has_password,
     member,
 )
 from backupd.config_problems import Problem, explain, report, without
 from backupd.config_source import Source, read
+from backupd.config_types import has_password
 from backupd.config_values import is_database_name, nearest, resolve_path
 from backupd.errors import ConfigError
 from backupd.private_files import read_private, refuse_readable

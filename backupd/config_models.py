@@ -1,150 +1,61 @@
 """What a configuration holds: one frozen model per TOML table, every key with its default.
 
-The models check one value at a time, and what keys of one table say about each other. Files, environment
+The models check what keys of one table say about each other; single values are config_types.py's. Files, environment
 variables and messages are the business of config_source.py and config.py. Secrets are SecretStr: no repr, no str.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     InstanceOf,
     SecretStr,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
+from backupd.config_types import (
+    EPHEMERAL,
+    Command,
+    Count,
+    Dsn,
+    Duration,
+    FilePath,
+    Password,
+    ScheduleText,
+    Texts,
+    Url,
+    at_least_a_second,
+    at_least_an_hour,
+    checked_scratch,
+    has_password,
+    not_nothing,
+    parsed_by,
+    problem,
+)
 from backupd.config_values import (
     Address,
     Compression,
-    Schedule,
     Window,
     parse_address,
     parse_compression,
     parse_duration,
-    parse_schedule,
     parse_size,
     parse_timezone,
     parse_window,
-    resolve_path,
 )
 
-EPHEMERAL = "ephemeral"
 # What makes a throw-away server reachable for us alone.
 _OURS = frozenset({"listen_addresses", "port", "unix_socket_directories", "data_directory", "hba_file", "config_file"})
-
-
-def problem(text: str) -> PydanticCustomError:
-    """A whole sentence about a value, where "expected X, found Y" would not say it. Never quotes the value."""
-    return PydanticCustomError("problem", "{text}", {"text": text})
-
-
-def _parsed_by(parse: Callable[[str], object]) -> BeforeValidator:
-    """A text in one of the small languages of config_values."""
-
-    def validate(value: object) -> object:
-        if not isinstance(value, str):
-            _ = parse("")  # raises what it expects
-        return parse(str(value))
-
-    return BeforeValidator(validate)
-
-
-def _resolved(value: object, info: ValidationInfo) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("expected a path")
-    context: dict[str, Any] = info.context or {}
-    return resolve_path(value, context["folder"], context["home"])
-
-
-def _not_empty(value: SecretStr) -> SecretStr:
-    if not value.get_secret_value():
-        raise problem("is empty")
-    return value
-
-
-def _at_least_a_second(value: timedelta) -> timedelta:
-    # For PostgreSQL a lock timeout of 0 means: wait for ever, which is what it is there to prevent.
-    if not timedelta(seconds=1) <= value <= timedelta(days=1):
-        raise ValueError("expected a duration from 1s to 1d")
-    return value
-
-
-def _at_least_an_hour(value: timedelta) -> timedelta:
-    if value < timedelta(hours=1):  # the objects of a backup that is being made are no leftovers
-        raise ValueError("expected a duration of at least 1h")
-    return value
-
-
-def _not_nothing(value: timedelta) -> timedelta:
-    if not value:
-        raise ValueError("expected a duration of more than 0")
-    return value
-
-
-def _checked_dsn(value: SecretStr) -> SecretStr:
-    _conninfo(_not_empty(value))
-    return value
-
-
-def _checked_scratch(value: SecretStr) -> SecretStr:
-    return value if value.get_secret_value() == EPHEMERAL else _checked_dsn(value)
-
-
-def _checked_url(value: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"https?://[^\s/]+\S*", value.get_secret_value()):
-        raise ValueError('expected "https://…"')
-    return value
-
-
-def _conninfo(dsn: SecretStr) -> dict[str, Any]:
-    """The parameters of a libpq connection string."""
-    import psycopg.conninfo  # not at the top: loading libpq takes longer than the rest of this file
-
-    try:
-        return dict(psycopg.conninfo.conninfo_to_dict(dsn.get_secret_value()))
-    except psycopg.ProgrammingError:
-        pass  # libpq's message may quote the password, so nothing of it is passed on
-    raise ValueError('expected a PostgreSQL connection string: "postgresql://user@host/name" or "host=… dbname=…"')
-
-
-def has_password(dsn: SecretStr) -> bool:
-    """Whether a connection string holds a password itself. ValueError for one that cannot be read."""
-    return not {"password", "sslpassword"}.isdisjoint(_conninfo(dsn))
-
-
-def literal_password(dsn: str, stand_in: str) -> bool:
-    """Whether a connection string holds a password in which `stand_in` (for a variable) does not occur."""
-    try:
-        parameters = _conninfo(SecretStr(dsn))
-    except ValueError:
-        return False  # "ephemeral", or no connection string at all, which is reported elsewhere
-    return any(stand_in not in parameters.get(name, stand_in) for name in ("password", "sslpassword"))
-
-
-FilePath = Annotated[Path, BeforeValidator(_resolved)]
-Texts = Annotated[tuple[str, ...], Field(strict=False)]  # TOML knows lists only
-Password = Annotated[SecretStr, AfterValidator(_not_empty)]
-Dsn = Annotated[SecretStr, AfterValidator(_checked_dsn)]
-ScheduleText = Annotated[InstanceOf[Schedule], _parsed_by(parse_schedule)]
-Command = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]  # no shell reads it
-Duration = Annotated[timedelta, _parsed_by(parse_duration)]
-Url = Annotated[SecretStr, AfterValidator(_checked_url)]
-Count = Annotated[int, Field(ge=0, le=100_000)]
 
 
 class Table(BaseModel):
@@ -232,7 +143,7 @@ class Retention(Table):
     """Which backups stay: what any of the rules keeps. 0: the rule is off."""
 
     keep_last: Count = 0
-    keep_within: Annotated[timedelta, _parsed_by(parse_duration), AfterValidator(_not_nothing)] | None = None
+    keep_within: Annotated[timedelta, parsed_by(parse_duration), AfterValidator(not_nothing)] | None = None
     hourly: Count = 0
     daily: Count = 0
     weekly: Count = 0
@@ -265,12 +176,12 @@ class Verify(Table):
     """How a backup is proven."""
 
     schedule: ScheduleText | None = None  # default: none
-    scratch: Annotated[SecretStr, AfterValidator(_checked_scratch)] = SecretStr(EPHEMERAL)
+    scratch: Annotated[SecretStr, AfterValidator(checked_scratch)] = SecretStr(EPHEMERAL)
     scratch_folder: FilePath | None = None  # where a throw-away server keeps its data; default: the temporary folder
     scratch_settings: dict[str, str] = {}  # of a throw-away server's postgresql.conf
     fingerprint: Literal["rows", "content", "off"] = "rows"
     checks: Annotated[tuple[Check, ...], Field(strict=False)] = ()
-    check_timeout: Annotated[timedelta, _parsed_by(parse_duration), AfterValidator(_at_least_a_second)] = timedelta(
+    check_timeout: Annotated[timedelta, parsed_by(parse_duration), AfterValidator(at_least_a_second)] = timedelta(
         seconds=60
     )
     anomalies: Anomalies = Anomalies()
@@ -303,7 +214,7 @@ class Hooks(Table):
 
     before: Command = ()
     after: Command = ()
-    timeout: Annotated[timedelta, _parsed_by(parse_duration), AfterValidator(_not_nothing)] = timedelta(minutes=5)
+    timeout: Annotated[timedelta, parsed_by(parse_duration), AfterValidator(not_nothing)] = timedelta(minutes=5)
 
 
 class Defaults(Table):
@@ -311,21 +222,21 @@ class Defaults(Table):
 
     password: Password | None = None
     schedule: ScheduleText | None = None  # default: none, backups are made by `backupd backup`
-    timezone: Annotated[InstanceOf[ZoneInfo], _parsed_by(parse_timezone)] = ZoneInfo("UTC")
+    timezone: Annotated[InstanceOf[ZoneInfo], parsed_by(parse_timezone)] = ZoneInfo("UTC")
     jobs: Annotated[int, Field(ge=1, le=64)] = 2
-    compression: Annotated[InstanceOf[Compression], _parsed_by(parse_compression)] = Compression("zstd", 1)
-    lock_wait_timeout: Annotated[timedelta, _parsed_by(parse_duration), AfterValidator(_at_least_a_second)] = timedelta(
+    compression: Annotated[InstanceOf[Compression], parsed_by(parse_compression)] = Compression("zstd", 1)
+    lock_wait_timeout: Annotated[timedelta, parsed_by(parse_duration), AfterValidator(at_least_a_second)] = timedelta(
         seconds=30
     )
-    large_table_size: Annotated[int, _parsed_by(parse_size)] = 64 << 20  # bytes
+    large_table_size: Annotated[int, parsed_by(parse_size)] = 64 << 20  # bytes
     retention: Retention | None = None  # default: every backup stays
-    leftover_grace: Annotated[timedelta, _parsed_by(parse_duration), AfterValidator(_at_least_an_hour)] = timedelta(
+    leftover_grace: Annotated[timedelta, parsed_by(parse_duration), AfterValidator(at_least_an_hour)] = timedelta(
         days=2
     )  # how old the leftovers of a failed backup must be to be removed: longer than any backup runs
-    max_duration: Annotated[Duration, AfterValidator(_not_nothing)] | None = None  # of a backup or a test restore
-    window: Annotated[InstanceOf[Window], _parsed_by(parse_window)] | None = None  # when the daemon may begin a backup
+    max_duration: Annotated[Duration, AfterValidator(not_nothing)] | None = None  # of a backup or a test restore
+    window: Annotated[InstanceOf[Window], parsed_by(parse_window)] | None = None  # when the daemon may begin a backup
     give_way_after: Duration = timedelta(minutes=10)  # of others' waiting for a backup's locks; 0: never
-    bandwidth_limit: Annotated[int, _parsed_by(parse_size)] = 0  # bytes a second to the storage; 0: no limit
+    bandwidth_limit: Annotated[int, parsed_by(parse_size)] = 0  # bytes a second to the storage; 0: no limit
     hooks: Hooks = Hooks()
     ping_url: Url | None = None  # of a dead man's switch, told of each scheduled backup
     verify: Verify = Verify()
@@ -382,8 +293,8 @@ class Daemon(Table):
     jobs: Annotated[int, Field(ge=1, le=64)] = 2  # at the same time
     jitter: Duration = timedelta(seconds=30)  # over which the jobs of one slot are spread
     retries: Annotated[int, Field(ge=0, le=100)] = 3
-    retry_delay: Annotated[Duration, AfterValidator(_not_nothing)] = timedelta(minutes=1)  # doubled with each attempt
-    refresh: Annotated[Duration, AfterValidator(_at_least_a_second)] = timedelta(minutes=5)
+    retry_delay: Annotated[Duration, AfterValidator(not_nothing)] = timedelta(minutes=1)  # doubled with each attempt
+    refresh: Annotated[Duration, AfterValidator(at_least_a_second)] = timedelta(minutes=5)
     shutdown_timeout: Duration = timedelta(seconds=30)  # in which running jobs may finish
 
 
@@ -402,7 +313,7 @@ class Postgres(Table):
 class Server(Table):
     """[server]: metrics, health and the status page."""
 
-    listen: Annotated[InstanceOf[Address], _parsed_by(parse_address)] = Address("127.0.0.1", 9847)
+    listen: Annotated[InstanceOf[Address], parsed_by(parse_address)] = Address("127.0.0.1", 9847)
 
 
 class Document(Table):

@@ -18,10 +18,10 @@ from backupd.config_models import (
     Defaults,
     Repository,
     Verify,
-    literal_password,
     secret_keys,
 )
 from backupd.config_problems import Key, Problem
+from backupd.config_types import literal_password
 from backupd.config_values import resolve_path
 from backupd.errors import ConfigError
 from backupd.private_files import read_private, refuse_readable

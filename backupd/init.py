@@ -15,8 +15,9 @@ from pathlib import Path
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from backupd.config_models import Dsn, Repository
+from backupd.config_models import Repository
 from backupd.config_source import is_literal_secret
+from backupd.config_types import Dsn
 from backupd.config_values import is_database_name
 from backupd.errors import ConfigError, RefusedError
 from backupd.private_files import create_file

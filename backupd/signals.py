@@ -1,11 +1,15 @@
-"""Signals that ask us to end, as exceptions: whatever runs is cleaned up after, as after any failure."""
+"""Signals that ask us to end, as exceptions: whatever runs is cleaned up after, as after any failure.
+
+Python may raise them between any two of its instructions. In the middle of its own locks, that would leave one locked
+for ever, and whoever waits for it then waits for ever: there we put the signal off for a moment.
+"""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-from threading import Timer
+import threading
+from pathlib import Path
 from time import monotonic
 from types import FrameType
 
@@ -22,18 +26,61 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 _PATIENCE = 10.0  # seconds in which cleaning up after a signal is not interrupted by another
-_MOMENT = 0.05  # seconds, in which the main thread leaves the destructor
+_MOMENT = 0.02  # seconds until a signal that came at a bad moment comes again
 _last_signal = 0.0
+_put_off = 0  # the signal that comes again
+
+_LIBRARY = Path(threading.__file__).parent
+# Where Python takes locks, starts threads and processes, collects exit statuses and imports.
+_LOCKING = (
+    *(str(_LIBRARY / name) for name in ("threading.py", "queue.py", "subprocess.py")),
+    *(f"{_LIBRARY / name}/" for name in ("concurrent", "logging")),
+    "<frozen importlib",
+)
+_WAITING = str(_LIBRARY / "selectors.py")  # no lock is held there
+_CONTEXTS = str(_LIBRARY / "contextlib.py")
+_ENTERING = frozenset({"__enter__", "__exit__", "__init__"})
 
 
-def _terminate(number: int, _frame: FrameType | None) -> None:
+def _terminate(number: int, frame: FrameType | None) -> None:
     """Raise, in whatever the main thread does. Not for a second one that soon follows, since cleaning up must not be
     interrupted; but for a later one, as Python loses exceptions raised in a few places."""
     global _last_signal
     now, before = monotonic(), _last_signal
-    if not before or now - before > _PATIENCE:
-        _last_signal = now
-        raise Terminated(number)
+    if before and now - before <= _PATIENCE:
+        return
+    if frame is not None and _at_a_bad_moment(frame):
+        _soon(number)
+        return
+    _last_signal = now
+    raise Terminated(number)
+
+
+def _at_a_bad_moment(frame: FrameType) -> bool:
+    """Whether an exception here could leave a lock held, a process unknown, or what a `with` began without its end."""
+    code = frame.f_code
+    if code.co_filename == _WAITING:
+        return False
+    if code.co_filename == _CONTEXTS or code.co_name in _ENTERING:
+        return True
+    each: FrameType | None = frame
+    while each is not None:
+        if each.f_code.co_filename.startswith(_LOCKING):
+            return True
+        each = each.f_back
+    return False
+
+
+def _soon(number: int) -> None:
+    """By a timer of the system's: to start a thread takes the very locks that may be held now."""
+    global _put_off
+    _put_off = number
+    signal.signal(signal.SIGALRM, _come_again)
+    signal.setitimer(signal.ITIMER_REAL, _MOMENT)
+
+
+def _come_again(_: int, frame: FrameType | None) -> None:
+    _terminate(_put_off, frame)
 
 
 def _again(lost: sys.UnraisableHookArgs) -> None:
@@ -43,9 +90,7 @@ def _again(lost: sys.UnraisableHookArgs) -> None:
         return
     global _last_signal
     _last_signal = 0.0
-    resend = Timer(_MOMENT, os.kill, [os.getpid(), lost.exc_value.number])
-    resend.daemon = True
-    resend.start()
+    _soon(lost.exc_value.number)
 
 
 def heed() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from backupd.postgres.process import Running
 
@@ -26,30 +28,39 @@ def run(
     first error is raised: nothing goes on behind the caller's back.
     """
     first: list[BaseException] = []
+    ended = os.eventfd(0)  # counts the tasks that are
 
     def guarded(task: Callable[[], V]) -> V:
-        if running.stopped:
-            raise Cancelled
         try:
+            if running.stopped:
+                raise Cancelled  # noqa: TRY301
             return task()
         except BaseException as error:
             if not running.stopped:
                 first.append(error)  # the others' failures follow from this one
             running.stop()
             raise
+        finally:
+            os.eventfd_write(ended, 1)
 
-    with (
-        ThreadPoolExecutor(max(1, min(jobs, len(tasks))), thread_name_prefix="stream") as pool,
-        ThreadPoolExecutor(1, thread_name_prefix="beside") as other,
-    ):
-        try:
-            side = [other.submit(guarded, beside)] if beside else []
-            futures = [pool.submit(guarded, task) for task in tasks]
-            every: list[Future[Any]] = [*futures, *side]
-            wait(every, return_when=FIRST_EXCEPTION)
-        except BaseException:  # an interrupt in the waiting thread
-            running.stop()
-            raise
+    try:
+        with (
+            ThreadPoolExecutor(max(1, min(jobs, len(tasks))), thread_name_prefix="stream") as pool,
+            ThreadPoolExecutor(1, thread_name_prefix="beside") as other,
+        ):
+            try:
+                side = [other.submit(guarded, beside)] if beside else []
+                futures = [pool.submit(guarded, task) for task in tasks]
+                # Not by futures.wait: while Python holds locks of its own, signals are put off (see signals.py).
+                left = len(futures) + len(side)
+                while left and not first:
+                    select.select([ended], [], [])
+                    left -= os.eventfd_read(ended)
+            except BaseException:  # an interrupt in the waiting thread
+                running.stop()
+                raise
+    finally:
+        os.close(ended)  # the threads have ended by now
     if first:
         raise first[0]
     return [future.result() for future in futures], side[0].result() if side else None

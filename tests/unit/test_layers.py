@@ -34,7 +34,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("repository",),
     ("catalog", "pipeline"),
     ("pace", "hooks"),
-    ("config config_models config_problems config_source config_values private_files", "postgres"),
+    ("config config_models config_problems config_source config_types config_values private_files", "postgres"),
     ("storage", "crypto"),
     ("proof",),
     ("manifest",),
@@ -46,7 +46,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 ONLY_IN = {
     "boto3": ("storage",),
     "botocore": ("storage",),
-    "psycopg": ("postgres", "config_models", "check_server", "init", "demo", "compare"),
+    "psycopg": ("postgres", "config_models", "config_types", "check_server", "init", "demo", "compare"),
     "subprocess": ("postgres", "hooks"),
     "zstandard": ("pipeline",),
     "cryptography": ("crypto",),
