@@ -13,7 +13,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,13 +110,16 @@ def reachable(installation: Installation, account: Account) -> Installation:
     raise _unreachable(installation, account, "a copy in a temporary folder cannot be run either")
 
 
-def reachable_folder(account: Account) -> Path:
-    """A new empty folder in a place that `account` can enter; `discard` removes it. PostgresError if there is none."""
+def reachable_folder(account: Account, suits: Callable[[Path], bool] = lambda _: True) -> Path:
+    """A new empty folder in a place that `account` can enter; `discard` removes it. `suits` is asked of folders with
+    a name of the same length. PostgresError if there is none."""
     for base in _temporary_folders(account):
-        return shared_folder(base)
+        if suits(base / f"{SHARED_PREFIX}12345678"):  # as tempfile adds to it
+            return shared_folder(base)
     raise PostgresError(
-        f"the user {account.name}, who runs the throw-away server, can enter no temporary folder",
-        hint="set TMPDIR to a folder that other users may enter",
+        f"{f'the user {account.name}' if account.name else 'the user'} who runs the throw-away server can enter no"
+        " temporary folder that suits",
+        hint="set TMPDIR to a folder that other users may enter, such as /tmp",
     )
 
 

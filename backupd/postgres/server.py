@@ -15,7 +15,7 @@ import socket
 import string
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import IO, Self
@@ -196,16 +196,16 @@ class ThrowawayServer:
             self._home = self._new_folder()
             (self.folder / "data").symlink_to(self._home / "data")  # so that stop_stale finds it
         self._socket_dir = self._home / "socket"
-        if len(os.fsencode(self._socket_dir)) > _SOCKET_LIMIT or not _PLAIN.issuperset(str(self._socket_dir)):
-            self._socket_dir = self._new_folder() / "socket"
+        if not _takes_socket(self._socket_dir):
+            self._socket_dir = self._new_folder(lambda folder: _takes_socket(folder / "socket")) / "socket"
         for private in (self.data_dir, self._socket_dir):
             private.mkdir(mode=0o700)
             self._account.own(private)
         self._initdb(programs)
         self._programs = programs
 
-    def _new_folder(self) -> Path:
-        folder = reachable_folder(self._account)
+    def _new_folder(self, suits: Callable[[Path], bool] = lambda _: True) -> Path:
+        folder = reachable_folder(self._account, suits)
         self._elsewhere.append(folder)
         return folder
 
@@ -377,3 +377,8 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _takes_socket(folder: Path) -> bool:
+    """Whether a server can have its socket there."""
+    return len(os.fsencode(folder)) <= _SOCKET_LIMIT and _PLAIN.issuperset(str(folder))

@@ -177,6 +177,19 @@ def test_a_long_path_gets_a_short_socket(folder: Path, installation: Installatio
     assert not socket_dir.parent.exists()
 
 
+@pytest.mark.parametrize("name", ["t" * 90, "a,b"])
+def test_nor_does_it_have_it_in_a_temporary_folder_that_does_not_suit(
+    folder: Path, installation: Installation, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    temporary = folder / name
+    temporary.mkdir(parents=True)
+    for each in (folder, temporary):
+        each.chmod(0o711)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    with ThrowawayServer(installation, temporary / "server", settings=FAST) as server:
+        assert ask(server, "SELECT 1") == 1
+
+
 def test_an_odd_path_works(folder: Path, installation: Installation) -> None:
     odd = folder.parent / "a b,c'd\"é"
     with ThrowawayServer(installation, odd, settings=FAST) as server:
