@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace as with_changes
@@ -33,6 +34,10 @@ def examine(
     yield from _storage(config)
     for database, dsn in zip(databases, dsns, strict=True):
         yield from check_server.examine(config, database, dsn)
+        yield from _hooks(database)
+    for name in config.clusters.keys() - troubles.keys():
+        members = [each.name for each in databases if each.name.startswith(f"{name}.")]
+        yield Finding(f"cluster {name}", "ok", f"{len(members)} databases: {', '.join(members)}")
     for name, trouble in troubles.items():
         yield failed(f"cluster {name}", trouble)
     if not databases and not troubles:
@@ -86,6 +91,20 @@ def _tools(config: Config) -> Finding:
         hint = "Install postgresql-client, or pip install 'backupd[postgres]', or name bin_dirs in [postgres]."
         return Finding("tools", "failed", "no PostgreSQL client was found", hint, 6)
     return Finding("tools", "ok", "PostgreSQL clients " + ", ".join(str(each) for each in found))
+
+
+def _hooks(database: Database) -> Iterator[Finding]:
+    """Whether they can be started: they run with the next backup only."""
+    for when in ("before", "after"):
+        command = getattr(database.hooks, when)
+        if not command:
+            continue
+        name = f"{database.name}: hook {when}"
+        if shutil.which(command[0]) is None:
+            hint = "It is a program and its arguments, that no shell reads: is it there, and may we run it?"
+            yield Finding(name, "failed", f"{command[0]} is no program that can be run here", hint, 2)
+        else:
+            yield Finding(name, "ok", command[0])
 
 
 # ---- storage

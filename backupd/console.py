@@ -29,6 +29,7 @@ class Style:
     log_format: str = "text"  # or json: one JSON document a line
     verbose: bool = False
     quiet: bool = False
+    stamped: bool = False  # lines of text begin with the time
 
 
 def emit(text: str) -> None:
@@ -60,7 +61,8 @@ def say(style: Style, text: str, level: str = "info", fields: Mapping[str, objec
         document = {"time": times.iso(times.now()), "level": level, "message": text, **(fields or {})}
         print(_json(document), file=sys.stderr, flush=True)  # noqa: T201
     else:
-        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+        stamp = f"{times.iso(times.now())} {'' if level == 'info' else f'{level}: '}" if style.stamped else ""
+        print(f"{stamp}{printable(text)}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def error_document(error: BackupdError) -> dict[str, Any]:

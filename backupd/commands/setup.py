@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from backupd import console
@@ -36,6 +37,8 @@ def init(style: Style, path: str | None, repository: str | None, databases: Sequ
 def check(path: str | None, databases: Sequence[str], as_json: bool) -> int:
     from backupd import discovery
     from backupd.check import examine
+    from backupd.daemon import telling
+    from backupd.finding import Finding, failed
 
     config = opening.load(path)
     chosen: list[Database] = [config.database(name) for name in databases]
@@ -43,8 +46,20 @@ def check(path: str | None, databases: Sequence[str], as_json: bool) -> int:
     if not databases:
         found = discovery.every(config)
         chosen, troubles = list(found.databases.values()), found.troubles
+
+    def messages() -> Iterator[Finding]:
+        if config.notify.urls:
+            try:
+                telling.check(config.notify)
+                yield Finding(
+                    "messages", "ok", f"{len(config.notify.urls)} addresses that apprise knows; nothing was sent"
+                )
+            except ConfigError as error:
+                yield failed("messages", error)
+
     worst, rows = 0, []
-    for finding in examine(config, chosen, [opening.dsn(each) for each in chosen], troubles):
+    server = examine(config, chosen, [opening.dsn(each) for each in chosen], troubles)
+    for finding in chain(server, messages()):
         worst = worst or finding.exit_code
         rows.append({"name": finding.name, "status": finding.status, "detail": finding.detail, "hint": finding.hint})
         if not as_json:

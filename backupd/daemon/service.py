@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from time import monotonic
 
 import schedule
-from pydantic import SecretStr
 
 from backupd import config as configuration
 from backupd import console, discovery, jobs, times
@@ -26,7 +25,9 @@ from backupd.config import Config
 from backupd.config_models import Database
 from backupd.console import Style
 from backupd.daemon.health import Health, serve
+from backupd.daemon.outcomes import BUSY_AGAIN, Outcomes
 from backupd.daemon.runner import Runner
+from backupd.daemon.state import State
 from backupd.daemon.systemd import Systemd
 from backupd.daemon.telling import Teller
 from backupd.daemon.telling import check as check_messages
@@ -36,8 +37,6 @@ from backupd.repository import opened
 
 _TICK = 1.0  # seconds
 _READERS = 8  # databases whose repository is asked at a time
-_BUSY_AGAIN = timedelta(seconds=5)  # until a database that another host works on is asked for again; each time more,
-_BUSY_LONGEST = timedelta(minutes=1)  # up to this
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +56,20 @@ class Daemon:
     path: Path
     environ: Mapping[str, str]
     style: Style
+    hung_up: list[int] = field(default_factory=list)  # signals that asked to reload before it ran
     systemd: Systemd = field(default_factory=Systemd)
 
     def __post_init__(self) -> None:
-        self.config = self._load()
-        self.databases: dict[str, Database] = dict(self.config.databases)
-        self.agenda = Agenda({})
-        self.runner = Runner(self.style, self.config.daemon.jobs)
+        config = self._load()
+        self.state = State(config, dict(config.databases), Agenda({}))
+        self.runner = Runner(self.style, self.state.config.daemon.jobs)
         self._teller = Teller(lambda text: self._say(text, "warning"))
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="look")
         self._look_ahead: Future[_Seen] | None = None
         self._ended: dict[str, float] = {}  # when a job of a database last ended: older looks say nothing of it
-        self._busy: dict[Job, int] = {}  # how often another host was found at it
-        self._failing: set[tuple[str, Kind]] = set()  # of which somebody was told
+        self._outcomes = Outcomes(self.state, self._teller, self._say)
         self._troubles: dict[str, str] = {}  # what was said of the storage and the clusters
-        self._stop = self._reload = self._hurry = False
+        self._reload = self._hurry = False
         self._status = ""
         self.health = Health()
         self._clock = schedule.Scheduler()
@@ -80,13 +78,14 @@ class Daemon:
     def run(self) -> int:
         """Until SIGTERM or SIGINT. Raises ConfigError before it began."""
         with self._signals() as woken, self._answering():
-            self._say(f"backupd runs: {len(self.databases)} databases, {self.runner.limit} jobs at a time")
-            if not self.agenda.plans and not self.config.clusters:
+            self._reload = bool(self.hung_up)
+            self._say(f"backupd runs: {len(self.state.databases)} databases, {self.runner.limit} jobs at a time")
+            if not self.state.agenda.plans and not self.state.config.clusters:
                 self._say("no database has a schedule: nothing will be done", "warning")
             self._wind_up()
             self._look()
             self.systemd.tell("READY=1", f"MAINPID={os.getpid()}")
-            while not self._stop:
+            while not self.state.stopping:
                 self._turn(woken)
             self._finish(woken)
         return 0
@@ -96,7 +95,7 @@ class Daemon:
     def _wind_up(self) -> None:
         self._clock.clear()
         self._clock.every(_TICK).seconds.do(self._tick)  # type: ignore[arg-type]
-        self._clock.every(self.config.daemon.refresh.total_seconds()).seconds.do(self._look)  # type: ignore[arg-type]
+        self._clock.every(self.state.config.daemon.refresh.total_seconds()).seconds.do(self._look)  # type: ignore[arg-type]
         if self.systemd.watchdog:
             self._clock.every(self.systemd.watchdog / 3).seconds.do(self.systemd.tell, "WATCHDOG=1")  # type: ignore[arg-type]
 
@@ -107,13 +106,17 @@ class Daemon:
         if idle > _TICK * 2:  # `schedule` goes by the clock on the wall, which was set back
             self._wind_up()
         for outcome in self.runner.wait(max(0.0, min(idle, _TICK)), [woken]):
-            self._ended_with(outcome)
+            self._take(outcome)
             self._begin_due()
         self._drain(woken)
         if self._reload:
             self._reload = False
             self._load_again()
         self._clock.run_pending()
+
+    def _take(self, outcome: Outcome) -> None:
+        self._ended[outcome.job.database] = monotonic()
+        self._outcomes.take(outcome, times.now())
 
     def _tick(self) -> None:
         if self._look_ahead is not None and self._look_ahead.done():
@@ -127,28 +130,28 @@ class Daemon:
         self._tell_status()
 
     def _begin_due(self) -> None:
-        if self._stop:
+        if self.state.stopping:
             return
-        for job in self.agenda.due(times.now()):
+        for job in self.state.agenda.due(times.now()):
             if not self.runner.has_room:
                 return
             self._begin(job)
 
     def _begin(self, job: Job) -> None:
-        database = self.databases[job.database]
-        self.agenda.begin(job, times.now())
-        if job.kind == "backup" and job not in self._busy:
+        database = self.state.databases[job.database]
+        self.state.agenda.begin(job, times.now())
+        if job.kind == "backup" and not self._outcomes.was_busy(job):
             self._teller.ping(database.ping_url, "start")
         try:
-            self.runner.start(job, configuration.only(self.config, database), database.max_duration)
+            self.runner.start(job, configuration.only(self.state.config, database), database.max_duration)
         except (OSError, EOFError) as error:  # no process, no memory
-            self.agenda.put_off(job, times.now() + _BUSY_AGAIN)
+            self.state.agenda.put_off(job, times.now() + BUSY_AGAIN)
             self._say(f"a job cannot be started: {error}", "error", job)
 
     def _finish(self, woken: socket.socket) -> None:
         """Running jobs may end by themselves for a while; then they are ended."""
         self.systemd.tell("STOPPING=1", "STATUS=stopping")
-        patience = self.config.daemon.shutdown_timeout.total_seconds()
+        patience = self.state.config.daemon.shutdown_timeout.total_seconds()
         self._say("backupd stops" + ("" if self.runner.is_idle else f": jobs may run for {patience:g} s more"))
         began, told = monotonic(), False
         while not self.runner.is_idle:
@@ -156,7 +159,7 @@ class Daemon:
                 self.runner.end("backupd was stopped")
                 told = True
             for outcome in self.runner.wait(0.5, [woken]):
-                self._ended_with(outcome)
+                self._take(outcome)
             self._drain(woken)
             self.health.turn()
             if self.systemd.watchdog:
@@ -165,77 +168,12 @@ class Daemon:
         self._teller.close()
         self._say("backupd has stopped")
 
-    # ---- what came of a job
-
-    def _ended_with(self, outcome: Outcome) -> None:
-        job, now = outcome.job, times.now()
-        self._ended[job.database] = monotonic()
-        if outcome.status == "busy":
-            times_asked = self._busy[job] = self._busy.get(job, 0) + 1
-            self.agenda.put_off(job, now + min(_BUSY_AGAIN * times_asked, _BUSY_LONGEST))
-            if times_asked == 1:
-                self._say(f"{outcome.summary}: it is waited for", "info", job, outcome)
-            return
-        self._busy.pop(job, None)
-        if outcome.status == "interrupted" and self._stop:
-            self.agenda.put_off(job, now)
-            self._say(f"not finished: {outcome.summary}", "warning", job, outcome)
-        elif outcome.status in ("failed", "interrupted"):
-            self._failed(outcome, now)
-        else:
-            self._succeeded(outcome, now)
-
-    def _succeeded(self, outcome: Outcome, now: datetime) -> None:
-        job = outcome.job
-        missed = self.agenda.succeed(job, now, outcome.last)
-        if missed is not None:
-            text = f"it ran for {outcome.seconds:.0f} s, over the slot of {times.iso(missed)}, which is left out"
-            self._say(text, "warning", job, outcome)
-        if outcome.status == "elsewhere":
-            self._say(outcome.summary, "info", job, outcome)
-            if job.kind == "backup":  # what was started is done, whoever did it
-                self._teller.ping(self._ping_url(job), "success", outcome.summary)
-            return
-        text = f"{outcome.summary} ({outcome.seconds:.1f} s)"
-        if outcome.status == "unproven":
-            self._say(text, "error", job, outcome)
-            self._tell(job, f"backupd: the backup of {job.database} did not prove to restore", text)
-            self._failing.add((job.database, job.kind))
-            return
-        self._say(text, "info", job, outcome)
-        if (job.database, job.kind) in self._failing:
-            self._failing.remove((job.database, job.kind))
-            self._tell(job, f"backupd: {job} works again", text)
-        if job.kind == "backup":
-            self._teller.ping(self._ping_url(job), "success", text)
-        if job.kind != "prune" and (job.database, "prune") in self.agenda.plans:
-            self.agenda.want(job.database, "prune", now)
-
-    def _failed(self, outcome: Outcome, now: datetime) -> None:
-        job, error = outcome.job, outcome.error or {}
-        again = self.agenda.fail(job, now)
-        lines = [outcome.summary, *filter(None, [error.get("detail"), error.get("hint")])]
-        if again is not None:
-            self._say(f"failed, tried again at {times.iso(again)}: {': '.join(lines)}", "warning", job, outcome)
-            return
-        self._say(f"failed: {': '.join(lines)}", "error", job, outcome)
-        if job.kind == "backup":
-            self._teller.ping(self._ping_url(job), "fail", "\n".join(lines))
-        self._failing.add((job.database, job.kind))
-        self._tell(job, f"backupd: {job} failed", "\n".join(lines))
-
-    def _ping_url(self, job: Job) -> SecretStr | None:
-        return self.databases[job.database].ping_url if job.database in self.databases else None
-
-    def _tell(self, job: Job, title: str, body: str) -> None:
-        self._teller.message(self.config.notify, title, f"{body}\nHost: {socket.gethostname()}")
-
     # ---- what there is
 
     def _look(self) -> None:
         """Ask servers and storage in the background; `_tick` takes what was found."""
         if self._look_ahead is None:
-            config = self.config
+            config = self.state.config
             self._look_ahead = self._looker.submit(look, config)
 
     def _learn(self, seen: _Seen) -> None:
@@ -247,29 +185,29 @@ class Daemon:
         self.health.ready = "" not in troubles
         known = {
             name: each
-            for name, each in self.databases.items()
+            for name, each in self.state.databases.items()
             if name not in seen.databases and name.partition(".")[0] in seen.troubles
         }  # of a cluster that does not answer: it may be there all the same
         self._change({**seen.databases, **known})
         for (database, kind), last in seen.last.items():
             if self._ended.get(database, 0.0) < seen.began:
-                self.agenda.learn(database, kind, last)
+                self.state.agenda.learn(database, kind, last)
 
     def _change(self, databases: Mapping[str, Database]) -> None:
         """Databases of clusters come and go."""
-        for name in databases.keys() - self.databases.keys():
+        for name in databases.keys() - self.state.databases.keys():
             self._say(f"found the database {name}: it is backed up from now on")
-        gone = self.databases.keys() - databases.keys()
+        gone = self.state.databases.keys() - databases.keys()
         for name in sorted(gone):
             text = f"the database {name} is gone from its cluster: its backups stay, and are not pruned"
             self._say(text, "warning")
-            self._teller.message(self.config.notify, f"backupd: {name} is gone", text)
-        if databases != self.databases:
-            self.databases = dict(databases)
+            self._teller.message(self.state.config.notify, f"backupd: {name} is gone", text)
+        if databases != self.state.databases:
+            self.state.databases = dict(databases)
             self._plan()
 
     def _plan(self) -> None:
-        self.agenda.replace(plans(self.config, self.databases))
+        self.state.agenda.replace(plans(self.state.config, self.state.databases))
 
     # ---- configuration
 
@@ -288,15 +226,15 @@ class Daemon:
             console.show_error(self.style, error)
             self._say("the configuration was not changed: the one before goes on", "error")
         else:
-            self.config = config
+            self.state.config = config
             self.runner.limit = config.daemon.jobs
-            discovered = {n: each for n, each in self.databases.items() if n.partition(".")[0] in config.clusters}
-            self.databases = {**config.databases, **discovered}
+            discovered = {n: each for n, each in self.state.databases.items() if n.partition(".")[0] in config.clusters}
+            self.state.databases = {**config.databases, **discovered}
             self._plan()
             self._wind_up()
             self._look_ahead = None  # one that goes on goes by the configuration before
             self._look()
-            self._say(f"the configuration was read again: {len(self.databases)} databases")
+            self._say(f"the configuration was read again: {len(self.state.databases)} databases")
         self.systemd.tell("READY=1")
 
     # ---- signals and words
@@ -325,9 +263,9 @@ class Daemon:
     def _answering(self) -> Iterator[None]:
         """Health checks are answered. That they can't be is said, and stops no backup."""
         try:
-            end = serve(self.health, self.config.server.listen)
+            end = serve(self.health, self.state.config.server.listen)
         except OSError as error:
-            where = "{}:{}".format(*self.config.server.listen)
+            where = "{}:{}".format(*self.state.config.server.listen)
             self._say(f"health checks are not answered: cannot listen on {where}: {error.strerror}", "warning")
             yield
             return
@@ -337,8 +275,8 @@ class Daemon:
             end()
 
     def _on_end(self, _number: int, _frame: object) -> None:
-        self._hurry = self._stop  # the second one
-        self._stop = True
+        self._hurry = self.state.stopping  # the second one
+        self.state.stopping = True
 
     def _on_reload(self, _number: int, _frame: object) -> None:
         self._reload = True
@@ -363,11 +301,11 @@ class Daemon:
         console.say(self.style, text, level, fields)
 
     def _tell_status(self) -> None:
-        running = ", ".join(str(job) for job in self.agenda.running) or "nothing"
+        running = ", ".join(str(job) for job in self.state.agenda.running) or "nothing"
         upcoming = [
             (moment, database, kind)
-            for database, kind in self.agenda.plans
-            if (moment := self.agenda.next_run(database, kind, times.now())) is not None
+            for database, kind in self.state.agenda.plans
+            if (moment := self.state.agenda.next_run(database, kind, times.now())) is not None
         ]
         ahead = min(upcoming, default=None)
         text = f"runs {running}; next: " + (f"{ahead[2]} of {ahead[1]}, {times.iso(ahead[0])}" if ahead else "nothing")

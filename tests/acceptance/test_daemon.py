@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import threading
@@ -26,6 +28,7 @@ from tests.filled import filling
 from tests.postgres import NewDatabase, bulk
 from tests.site import Site, local_site
 
+STAMP = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 
 
@@ -196,6 +199,23 @@ def receiver() -> Iterator[tuple[int, list[tuple[str, bytes]]]]:
 # ---- how it ends, and goes on
 
 
+def test_signals_while_it_starts(site: Site) -> None:
+    """It reads the configuration and looks for servers then: SIGHUP changes nothing, SIGTERM is a clean end."""
+    usual, site.config = site.config, site.folder / "slow.toml"
+    os.mkfifo(site.config)
+    with daemon(site, name="ended") as running, site.config.open("wb"):  # it waits to read now
+        running.signal(signal.SIGTERM)
+        assert running.process.wait(60) == 0, running.told()
+    with daemon(site, name="reloaded") as running:
+        with site.config.open("wb") as slow:
+            running.signal(signal.SIGHUP)
+            shutil.copy(usual, site.folder / "again.toml")
+            (site.folder / "again.toml").rename(site.config)
+            slow.write(usual.read_bytes())
+        running.wait(message="the configuration was read again")
+        assert running.stop() == 0
+
+
 def test_stopped_in_a_backup(site: Site, dsn: str) -> None:
     """It may go on for a moment, then it is ended: nothing of it is left, and the exit code is 0."""
     slow(site, dsn)
@@ -345,6 +365,8 @@ def test_databases_come_and_go(tmp_path: Path, pg15: ThrowawayServer, new_databa
     assert {row["database"] for row in site.run("prune", "--dry-run", "--json").json} == {encoded, f"main.{prefix}_a"}
     findings = site.run("check", "--json", code=None).json
     assert any(encoded in finding["name"] for finding in findings)
+    (cluster,) = (finding for finding in findings if finding["name"] == "cluster main")
+    assert cluster["detail"] == f"2 databases: {encoded}, main.{prefix}_a"
     plan = site.run("restore", encoded, "--at", "latest", "--dry-run", "--json").json
     assert plan["database"] == encoded
     assert "it has: main.…" in site.run("list", "x", code=2).err
@@ -388,6 +410,17 @@ def test_hooks(site: Site, dsn: str) -> None:
     assert "took longer than 1 s" in site.run("backup", code=8).err
 
 
+def test_check_looks_at_what_runs_only_later(site: Site) -> None:
+    site.set("hooks", '{ before = ["no-such-program", "x"], after = ["sh"] }', table="defaults")
+    site.set("urls", '["json://127.0.0.1", "nonsense"]', table="notify")
+    outcome = site.run("check", "--json", code=2)
+    status = {finding["name"]: finding["status"] for finding in outcome.json}
+    assert (status["shop: hook before"], status["shop: hook after"], status["messages"]) == ("failed", "ok", "failed")
+    site.edit(lambda text: text.replace("no-such-program", "env").replace(', "nonsense"', ""))
+    status = {finding["name"]: finding["status"] for finding in site.run("check", "--json").json}
+    assert (status["shop: hook before"], status["messages"]) == ("ok", "ok")
+
+
 def told(site: Site, name: str) -> dict[str, str]:
     """The variables that a hook had."""
     lines = (site.folder / f"{name}.env").read_text().splitlines()
@@ -409,5 +442,5 @@ def test_the_log_is_text_for_people_and_json_for_programs(site: Site) -> None:
             filled.storage.delete([info.key])
     with daemon(site, "--log-format", "text", name="text") as running:
         text = first(running)
-    assert text.splitlines()[0] == "backupd runs: 1 databases, 2 jobs at a time"
-    assert "\nbackup of shop: 2" in text
+    assert re.fullmatch(rf"{STAMP} backupd runs: 1 databases, 2 jobs at a time", text.splitlines()[0])
+    assert re.search(rf"(?m)^{STAMP} backup of shop: 2", text)

@@ -1,0 +1,104 @@
+"""What came of a job: what the agenda is to know of it, the log, and the people who are told."""
+
+from __future__ import annotations
+
+import socket
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from pydantic import SecretStr
+
+from backupd import times
+from backupd.agenda import Job, Kind
+from backupd.daemon.state import State
+from backupd.daemon.telling import Teller
+from backupd.jobs import Outcome
+
+BUSY_AGAIN = timedelta(seconds=5)  # until a database that another host works on is asked for again; each time more,
+_BUSY_LONGEST = timedelta(minutes=1)  # up to this
+
+
+class Say(Protocol):
+    """A line for the log."""
+
+    def __call__(
+        self, text: str, level: str = "info", job: Job | None = None, outcome: Outcome | None = None
+    ) -> None: ...
+
+
+class Outcomes:
+    """Takes each as it comes."""
+
+    def __init__(self, state: State, teller: Teller, say: Say) -> None:
+        self._state = state
+        self._teller = teller
+        self._say = say
+        self._busy: dict[Job, int] = {}  # how often another host was found at it
+        self._failing: set[tuple[str, Kind]] = set()  # of which somebody was told
+
+    def was_busy(self, job: Job) -> bool:
+        """Whether another host was found at it."""
+        return job in self._busy
+
+    def take(self, outcome: Outcome, now: datetime) -> None:
+        """A job has ended, like this."""
+        job = outcome.job
+        if outcome.status == "busy":
+            times_asked = self._busy[job] = self._busy.get(job, 0) + 1
+            self._state.agenda.put_off(job, now + min(BUSY_AGAIN * times_asked, _BUSY_LONGEST))
+            if times_asked == 1:
+                self._say(f"{outcome.summary}: it is waited for", "info", job, outcome)
+            return
+        self._busy.pop(job, None)
+        if outcome.status == "interrupted" and self._state.stopping:
+            self._state.agenda.put_off(job, now)
+            self._say(f"not finished: {outcome.summary}", "warning", job, outcome)
+        elif outcome.status in ("failed", "interrupted"):
+            self._failed(outcome, now)
+        else:
+            self._succeeded(outcome, now)
+
+    def _succeeded(self, outcome: Outcome, now: datetime) -> None:
+        job = outcome.job
+        missed = self._state.agenda.succeed(job, now, outcome.last)
+        if missed is not None:
+            text = f"it ran for {outcome.seconds:.0f} s, over the slot of {times.iso(missed)}, which is left out"
+            self._say(text, "warning", job, outcome)
+        if outcome.status == "elsewhere":
+            self._say(outcome.summary, "info", job, outcome)
+            if job.kind == "backup":  # what was started is done, whoever did it
+                self._teller.ping(self._ping_url(job), "success", outcome.summary)
+            return
+        text = f"{outcome.summary} ({outcome.seconds:.1f} s)"
+        if outcome.status == "unproven":
+            self._say(text, "error", job, outcome)
+            self._tell(job, f"backupd: the backup of {job.database} did not prove to restore", text)
+            self._failing.add((job.database, job.kind))
+            return
+        self._say(text, "info", job, outcome)
+        if (job.database, job.kind) in self._failing:
+            self._failing.remove((job.database, job.kind))
+            self._tell(job, f"backupd: {job} works again", text)
+        if job.kind == "backup":
+            self._teller.ping(self._ping_url(job), "success", text)
+        if job.kind != "prune" and (job.database, "prune") in self._state.agenda.plans:
+            self._state.agenda.want(job.database, "prune", now)
+
+    def _failed(self, outcome: Outcome, now: datetime) -> None:
+        job, error = outcome.job, outcome.error or {}
+        again = self._state.agenda.fail(job, now)
+        lines = [outcome.summary, *filter(None, [error.get("detail"), error.get("hint")])]
+        if again is not None:
+            self._say(f"failed, tried again at {times.iso(again)}: {': '.join(lines)}", "warning", job, outcome)
+            return
+        self._say(f"failed: {': '.join(lines)}", "error", job, outcome)
+        if job.kind == "backup":
+            self._teller.ping(self._ping_url(job), "fail", "\n".join(lines))
+        self._failing.add((job.database, job.kind))
+        self._tell(job, f"backupd: {job} failed", "\n".join(lines))
+
+    def _ping_url(self, job: Job) -> SecretStr | None:
+        return self._state.databases[job.database].ping_url if job.database in self._state.databases else None
+
+    def _tell(self, job: Job, title: str, body: str) -> None:
+        self._teller.message(self._state.config.notify, title, f"{body}\nHost: {socket.gethostname()}")
