@@ -24,8 +24,10 @@ import psycopg
 from backupd.manifest import id_second
 from backupd.postgres.server import FAST, ThrowawayServer
 from backupd.postgres.tools import choose_server, find_installations
+from bench import report
 from tests.site import Site, local_site
 
+_HERE = Path(__file__).parent
 _JITTER = 30  # seconds over which the jobs of one slot are spread
 
 
@@ -53,6 +55,33 @@ class Watched:
         self.memory.append((round(time.monotonic() - began), total))
 
 
+class Span:
+    """A time, and what became of the machine's processors in it (proc_stat(5))."""
+
+    def __init__(self) -> None:
+        self.begins = self.ends = datetime.now(UTC)
+        self._before = self._after = _ticks()
+
+    def close(self) -> None:
+        self.ends, self._after = datetime.now(UTC), _ticks()
+
+    def _share(self, *which: int) -> float:
+        gone = [after - before for before, after in zip(self._before, self._after, strict=True)]
+        return sum(gone[i] for i in which) / max(1, sum(gone))
+
+    @property
+    def busy(self) -> float:
+        return self._share(0, 1, 2, 5, 6)  # user, nice, system, interrupts
+
+    @property
+    def stolen(self) -> float:
+        return self._share(7)
+
+
+def _ticks() -> list[int]:
+    return [int(number) for number in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+
+
 def lateness(site: Site, begins: datetime, ends: datetime) -> tuple[list[float], int, int]:
     """Seconds from each slot to its backup's snapshot; how many slots have none, and how many have more than one."""
     late: list[float] = []
@@ -75,6 +104,7 @@ def main() -> int:
     parser.add_argument("--databases", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--jobs", type=int, default=4)
+    parser.add_argument("--no-write", action="store_true", help="leave README.md as it is")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-daemon-", dir=given.folder) as name:
@@ -101,7 +131,7 @@ def measure(given: argparse.Namespace, folder: Path, server: ThrowawayServer) ->
     site.set("jitter", f'"{_JITTER}s"', table="daemon")
     print(f"{given.databases} databases of PostgreSQL {server.version[0]}, {given.jobs} jobs, {os.cpu_count()} cores")
     watched = Watched()
-    begins, began = datetime.now(UTC), time.monotonic()
+    began, span = time.monotonic(), Span()
     with (folder / "log").open("w") as log:
         daemon = subprocess.Popen(
             site.command("run"), env=site.environ, cwd=site.folder, stderr=log, stdin=subprocess.DEVNULL
@@ -110,31 +140,55 @@ def measure(given: argparse.Namespace, folder: Path, server: ThrowawayServer) ->
             while time.monotonic() - began < given.minutes * 60 and daemon.poll() is None:
                 time.sleep(1)
                 watched.look(daemon.pid, began)
-            ends = datetime.now(UTC)
+            span.close()
         finally:
             daemon.send_signal(signal.SIGTERM)
             code = daemon.wait(120)
-    told(site, watched, begins, ends, code, (folder / "log").read_text())
+    text = told(given, server, site, watched, span, code, (folder / "log").read_text())
+    print(text)
+    if not given.no_write:
+        report.insert(_HERE / "README.md", "bench-daemon", text)
     return code
 
 
-def told(site: Site, watched: Watched, begins: datetime, ends: datetime, code: int, log: str) -> None:
+def told(
+    given: argparse.Namespace, server: ThrowawayServer, site: Site, watched: Watched, span: Span, code: int, log: str
+) -> str:
+    """What was seen, as Markdown."""
     # The first minute is for what was never backed up: all databases at once.
-    late, missed, doubled = lateness(site, begins + timedelta(minutes=1), ends)
-    print(f"the daemon exited with {code}; {len(late)} backups in whole minutes")
-    print(f"| slots without a backup | {missed} |\n| slots with more than one | {doubled} |")
-    if late:
-        tenths = statistics.quantiles(late, n=100)
-        print(f"| after the slot, median | {statistics.median(late):.0f} s |")
-        print(f"| 99 of 100 within | {tenths[98]:.0f} s |\n| the latest | {max(late):.0f} s |")
-    print(f"| most jobs at once | {watched.most_jobs} |")
-    other = [line for line in log.splitlines() if '"level": "info"' not in line]
-    print(f"| warnings and errors | {len(other)} |")
-    for line in other[:5]:
-        print("   ", line[:300])
-    print("| minute | memory, MiB |\n| ---: | ---: |")
-    for seconds, size in watched.memory[:: max(1, len(watched.memory) // 10)]:
-        print(f"| {seconds / 60:.0f} | {size / (1 << 20):.0f} |")
+    late, missed, doubled = lateness(site, span.begins + timedelta(minutes=1), span.ends)
+    hundredths = statistics.quantiles(late, n=100)
+    troubles = [
+        line for line in log.splitlines() if '"level": "info"' not in line and "a new one was begun" not in line
+    ]
+    rows = [
+        ("exit code", str(code)),
+        ("backups in whole minutes", str(len(late))),
+        ("slots without a backup", str(missed)),
+        ("slots with more than one", str(doubled)),
+        ("from the slot to its snapshot, median", f"{statistics.median(late):.0f} s"),
+        ("99 of 100 within", f"{hundredths[98]:.0f} s"),
+        ("the latest", f"{max(late):.0f} s"),
+        ("most jobs at once", str(watched.most_jobs)),
+        ("warnings and errors in the log", str(len(troubles))),
+        ("CPU of the machine, used by all", f"{span.busy:.0%}"),
+        ("CPU that its host kept from it", f"{span.stolen:.0%}"),
+    ]
+    every = max(1, len(watched.memory) // 10)
+    memory = [
+        (f"{seconds / 60:.0f}", f"{size / (1 << 20):.0f}") for seconds, size in watched.memory[every // 2 :: every]
+    ]
+    for line in troubles[:5]:
+        print(line[:300])
+    how = f"{given.databases} databases, `@every 1m` with {_JITTER} s of jitter, {given.jobs} jobs at a time"
+    return "\n\n".join(
+        [
+            f"{span.begins:%Y-%m-%d}: {how}, {given.minutes:g} minutes.",
+            report.table(("what", "seen"), rows),
+            report.table(("minute", "memory of the daemon, MiB"), memory),
+            f"Made with: {os.cpu_count()} cores; PostgreSQL {server.version[0]}; a folder as the storage.",
+        ]
+    )
 
 
 if __name__ == "__main__":
