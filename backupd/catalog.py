@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import groupby
 
 from backupd import manifest as manifests
@@ -26,6 +27,8 @@ from backupd.errors import (
     ObjectMissingError,
 )
 from backupd.manifest import Manifest
+from backupd.postgres import workers
+from backupd.postgres.process import Running
 from backupd.storage.base import Storage
 
 MARKER = "backupd.json"
@@ -266,8 +269,7 @@ class Catalog:
         On a thread of its own, which an interrupt waits for: a write that is still under way when its backup is
         discarded could arrive after that.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="commit") as alone:
-            alone.submit(self._commit, made, key).result()
+        workers.run([partial(self._commit, made, key)], 1, Running())
 
     def _commit(self, made: Manifest, key: minisign.SecretKey) -> None:
         self.check_objects(made)  # a store may have acknowledged what it does not have
