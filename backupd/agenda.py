@@ -95,6 +95,10 @@ class Agenda:
         state = self._state(database, kind)
         state.last, state.known = last, True
 
+    def ask(self, database: str, kind: Kind) -> None:
+        """The storage does not say when it was done last: the job itself is to find out, or to fail."""
+        self._state(database, kind).known = True
+
     def want(self, database: str, kind: Kind, now: datetime) -> None:
         """A job without a schedule, as soon as can be."""
         state = self._state(database, kind)
@@ -158,6 +162,15 @@ class Agenda:
     def running(self) -> Sequence[Job]:
         return [job for job, _ in self._running.values()]
 
+    @property
+    def since(self) -> Mapping[Job, datetime]:
+        """When each of them began."""
+        return dict(self._running.values())
+
+    def overrunning(self, now: datetime) -> list[Job]:
+        """What runs although its next slot has come, and ran for most of the time between."""
+        return [job for job, began in self._running.values() if self._overrun(job, began, now) is not None]
+
     # ---- inside
 
     def _state(self, database: str, kind: Kind) -> _State:
@@ -170,7 +183,11 @@ class Agenda:
         return (job.database, job.kind) in self.plans  # a reload may have taken it away
 
     def _jitter(self, database: str, kind: Kind) -> timedelta:
-        return schedules.jitter(f"{database} {kind}", self.plans[database, kind].jitter)
+        """At most half of the time to the next slot: else this one would be over before it began."""
+        width, state = self.plans[database, kind].jitter, self._state(database, kind)
+        if state.slot is not None and state.until is not None:
+            width = min(width, (state.until - state.slot) / 2)
+        return schedules.jitter(f"{database} {kind}", width)
 
     def _end(self, job: Job) -> tuple[_State, datetime | None]:
         """Where it stands, and when the job began."""
@@ -183,7 +200,7 @@ class Agenda:
     def _job(self, database: str, kind: Kind, now: datetime) -> Job | None:
         plan, state = self.plans[database, kind], self._state(database, kind)
         slot = self._waiting(database, kind, now)
-        if slot is None or (state.not_before is not None and now < state.not_before):
+        if slot is None or _is_put_off(plan, state, now):
             return None
         if plan.window is not None and not plan.window.has(now.astimezone(plan.zone).time()):
             return None
@@ -201,7 +218,8 @@ class Agenda:
         _look_up(plan, state, now)
         if state.slot is None or is_done(state.slot, state.last):
             return None
-        return None if state.settled is not None and state.settled >= state.slot else state.slot
+        # Later than now is what a clock left that was ahead then.
+        return None if state.settled is not None and state.slot <= state.settled <= now else state.slot
 
     def _overrun(self, job: Job, began: datetime, now: datetime) -> datetime | None:
         """The slot that came while the job ran, if it ran for most of the time between: not one that it met by chance,
@@ -214,6 +232,11 @@ class Agenda:
         if newest is None or newest <= job.slot or newest - began < (newest - job.slot) / 2:
             return None
         return newest
+
+
+def _is_put_off(plan: Plan, state: _State, now: datetime) -> bool:
+    """Longer than anything is ever put off, it is by a clock that was ahead then."""
+    return state.not_before is not None and now < state.not_before <= now + max(plan.retry.longest, plan.retry.delay)
 
 
 def _look_up(plan: Plan, state: _State, now: datetime) -> None:

@@ -58,6 +58,16 @@ class BackupRef:
     database: str
 
 
+def backup_ref(database: str, key: str) -> BackupRef | None:
+    """The backup whose manifest this is; None for any other key."""
+    prefix = f"{database}/manifests/"
+    backup_id = key[len(prefix) :].removesuffix(".json")
+    second = manifests.id_second(backup_id)
+    if second is None or not (key.startswith(prefix) and key.endswith(".json")):
+        return None
+    return BackupRef(second, backup_id, database)
+
+
 class Catalog:
     """One repository. Reads need `trusted`; `commit` needs the signing key."""
 
@@ -125,14 +135,8 @@ class Catalog:
 
     def backups(self, database: str) -> list[BackupRef]:
         """The committed backups of one database, oldest first. Asks for names only."""
-        prefix = f"{database}/manifests/"
-        found = []
-        for info in self.storage.list(prefix):
-            backup_id = info.key[len(prefix) :].removesuffix(".json")
-            second = manifests.id_second(backup_id)
-            if second is not None and info.key.endswith(".json"):
-                found.append(BackupRef(second, backup_id, database))
-        return sorted(found)
+        found = (backup_ref(database, info.key) for info in self.storage.list(f"{database}/manifests/"))
+        return sorted(filter(None, found))
 
     def find(self, database: str, at: datetime | None) -> BackupRef:
         """The newest backup whose snapshot is at or before `at` (None: the newest). Never a later one.

@@ -222,6 +222,15 @@ def run_(given: Globals) -> int:
     return command.run(given.style, given.config)
 
 
+@app.command("metrics")
+@click.pass_obj
+def metrics_(given: Globals) -> None:
+    """Print what the repository says in Prometheus' text format, for a textfile collector. The daemon has /metrics."""
+    from backupd.commands import metrics as command
+
+    command.show(given.config)
+
+
 @app.command()
 @click.option("--folder", metavar="DIR", help="Where to play. An earlier demo there is replaced.")
 @click.pass_obj

@@ -233,7 +233,7 @@ class Defaults(Table):
     leftover_grace: Annotated[timedelta, parsed_by(parse_duration), AfterValidator(at_least_an_hour)] = timedelta(
         days=2
     )  # how old the leftovers of a failed backup must be to be removed: longer than any backup runs
-    max_duration: Annotated[Duration, AfterValidator(not_nothing)] | None = None  # of a backup or a test restore
+    max_duration: Annotated[Duration, AfterValidator(not_nothing)] = timedelta(days=1)  # of a job of the daemon
     window: Annotated[InstanceOf[Window], parsed_by(parse_window)] | None = None  # when the daemon may begin a backup
     give_way_after: Duration = timedelta(minutes=10)  # of others' waiting for a backup's locks; 0: never
     bandwidth_limit: Annotated[int, parsed_by(parse_size)] = 0  # bytes a second to the storage; 0: no limit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from backupd.config_models import Hooks
 from backupd.errors import BackupdError, HookError
 from backupd.progress import Progress
 
-_QUOTED = 2000  # characters of what a hook wrote
+_QUOTED = 2000  # bytes of what a hook wrote
 
 
 class Around:
@@ -57,42 +58,42 @@ def run(command: Sequence[str], facts: Mapping[str, str], timeout: timedelta) ->
     It has our environment, and each of `facts` as BACKUPD_NAME. Raises HookError unless it exits with 0.
     """
     environ = {**os.environ, **{f"BACKUPD_{name}": value for name, value in facts.items()}}
-    try:
-        process = subprocess.Popen(
-            command,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise HookError(
-            f"the hook {command[0]} cannot be started",
-            detail=error.strerror or str(error),
-            hint="It is a program and its arguments, that no shell reads: is it there, and may we run it?",
-        ) from error
-    try:
-        output, _ = process.communicate(timeout=timeout.total_seconds())
-    except subprocess.TimeoutExpired:
-        _end(process)
-        raise HookError(
-            f"the hook {command[0]} took longer than {timeout.total_seconds():g} s",
-            hint="Raise timeout in its hooks table, or let it do less.",
-        ) from None
-    except BaseException:
-        _end(process)
-        raise
-    if process.returncode != 0:
-        text = output.decode(errors="replace").strip()[-_QUOTED:]
-        raise HookError(
-            f"the hook {command[0]} exited with {process.returncode}",
-            detail=text,
-            hint="Mend what it says, or take it out of the hooks table.",
-        )
+    with os.fdopen(os.memfd_create("hook"), "w+b") as output:  # no pipe: what it leaves running may keep that open
+        try:
+            process = subprocess.Popen(
+                command, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        except OSError as error:
+            raise HookError(
+                f"the hook {command[0]} cannot be started",
+                detail=error.strerror or str(error),
+                hint="It is a program and its arguments, that no shell reads: is it there, and may we run it?",
+            ) from error
+        try:
+            if not _ends(process, timeout):
+                raise HookError(  # noqa: TRY301
+                    f"the hook {command[0]} took longer than {timeout.total_seconds():g} s",
+                    hint="Raise timeout in its hooks table, or let it do less.",
+                )
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            process.wait()
+        if process.returncode != 0:
+            output.seek(max(0, output.seek(0, os.SEEK_END) - _QUOTED))
+            raise HookError(
+                f"the hook {command[0]} exited with {process.returncode}",
+                detail=output.read().decode(errors="replace").strip(),
+                hint="Mend what it says, or take it out of the hooks table.",
+            )
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+def _ends(process: subprocess.Popen[bytes], timeout: timedelta) -> bool:
+    """Wait for the program itself, where a signal that asks us to end gets through (see signals.py)."""
+    ended = os.pidfd_open(process.pid)
+    try:
+        return bool(select.select([ended], [], [], timeout.total_seconds())[0])
+    finally:
+        os.close(ended)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -25,15 +25,12 @@ from backupd.postgres import claim
 from backupd.postgres.session import Dsn
 from backupd.progress import Progress
 from backupd.repository import opened
-from backupd.retention import Policy
+from backupd.retention import CLOCKS_DIFFER, Policy
 
 if TYPE_CHECKING:
     from backupd import verify
     from backupd.crypto.minisign import SecretKey
     from backupd.proof import Proof
-
-
-_CLOCKS_DIFFER = timedelta(minutes=10)  # at most, where nothing is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +86,7 @@ def newest(catalog: Catalog, database: str, kind: str) -> datetime | None:
         found = [ref.second for ref in catalog.backups(database)]
     else:
         found = [ref.at for ref in proofs.refs(catalog, database) if ref.status != "inconclusive"]
-    latest = times.now() + _CLOCKS_DIFFER
+    latest = times.now() + CLOCKS_DIFFER
     return max((moment for moment in found if moment <= latest), default=None)
 
 

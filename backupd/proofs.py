@@ -83,18 +83,22 @@ def _is_ours(catalog: Catalog, place: str, data: bytes) -> bool:
 def refs(catalog: Catalog, database: str, *, rehearsal: bool = False, backup: str | None = None) -> list[ProofRef]:
     """Every proof of a database or of one backup, oldest first. Asks for names only."""
     prefix = folder(database, rehearsal=rehearsal)
-    found = []
-    for info in catalog.storage.list(prefix if backup is None else f"{prefix}{backup}/"):
-        name_of, _, name = info.key.removeprefix(prefix).partition("/")
-        match = _NAME.fullmatch(name)
-        if match is None or id_second(name_of) is None:
-            continue
-        try:
-            at = datetime.strptime(match[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-        except ValueError:  # the digits of no date
-            continue
-        found.append(ProofRef(at, match[2], database, name_of, info.key))
-    return sorted(found)
+    listed = catalog.storage.list(prefix if backup is None else f"{prefix}{backup}/")
+    return sorted(filter(None, (ref(database, info.key, rehearsal=rehearsal) for info in listed)))
+
+
+def ref(database: str, key: str, *, rehearsal: bool = False) -> ProofRef | None:
+    """The proof that lies there, as far as its name tells; None for any other key."""
+    prefix = folder(database, rehearsal=rehearsal)
+    backup, _, name = key.removeprefix(prefix).partition("/")
+    match = _NAME.fullmatch(name)
+    if match is None or not key.startswith(prefix) or id_second(backup) is None:
+        return None
+    try:
+        at = datetime.strptime(match[1], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    except ValueError:  # the digits of no date
+        return None
+    return ProofRef(at, match[2], database, backup, key)
 
 
 def read(catalog: Catalog, ref: ProofRef) -> Proof:

@@ -7,7 +7,7 @@ mark is of a backup that failed, or that is being made: it goes when it is older
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -17,10 +17,13 @@ from backupd import proofs, retention, times
 from backupd.catalog import BackupRef, Catalog, data_prefix, manifest_key, signature_key
 from backupd.errors import BackupdError, IntegrityError
 from backupd.manifest import id_second
-from backupd.retention import Decision, Policy
+from backupd.proof import Proof
+from backupd.retention import CLOCKS_DIFFER, Decision, Policy
 from backupd.storage.base import Upload
 
 _BATCH = 100  # backups deleted at a time
+
+Verdicts = Mapping[str, Proof | IntegrityError]  # on each backup that has one, by its ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,12 @@ def plan(
     unreadable = {
         ref.id: found.message for ref, found in catalog.all_manifests(database) if isinstance(found, BackupdError)
     }
-    paused = _pause(catalog, database)
-    decisions = retention.decide(
-        backups, policy, now, zone, proven=_proven(catalog, database), unreadable=unreadable, paused=paused
-    )
+    verdicts = proofs.newest(catalog, database)
+    paused = _pause(catalog, database, verdicts, now)
+    # One that is dated in the future was proven by nobody who knew the time.
+    readable = {ref.id for ref in backups if ref.id not in unreadable and ref.second <= now + CLOCKS_DIFFER}
+    proven = _proven(verdicts, readable)
+    decisions = retention.decide(backups, policy, now, zone, proven=proven, unreadable=unreadable, paused=paused)
     known = {ref.id for ref in backups}
     return PrunePlan(
         database=database,
@@ -95,28 +100,35 @@ def _delete_rest(catalog: Catalog, database: str, backups: Sequence[str]) -> Non
     catalog.storage.delete([_mark(database, backup) for backup in backups])
 
 
-def _pause(catalog: Catalog, database: str) -> str | None:
-    """Why nothing may go: what was proven last did not restore, so nobody knows which backups do."""
+def _pause(catalog: Catalog, database: str, verdicts: Verdicts, now: datetime) -> str | None:
+    """Why nothing may go: what was tested last did not restore, or a backup no older than the newest that did. Nobody
+    knows then which backups do."""
     decided = [ref for ref in proofs.refs(catalog, database) if ref.status != "inconclusive"]
     if not decided:
         return None
-    newest = decided[-1]
+    newest = [ref for ref in decided if ref.at <= now + CLOCKS_DIFFER][-1:] or decided[-1:]  # one had a wrong clock
+    passed = [backup for backup, found in verdicts.items() if isinstance(found, Proof) and found.status == "passed"]
+    latest = max(passed, default="")
+    for backup in {newest[0].backup, *(backup for backup in verdicts if backup >= latest)}:
+        found = verdicts.get(backup)
+        if isinstance(found, IntegrityError):
+            return f"the proof of {backup} is not believed ({found.message})"
+        if found is not None and found.status == "failed":
+            which = "newest proof, of" if backup == newest[0].backup else "proof of"
+            return f"its {which} {backup} at {times.iso(found.finished_at)}, failed"
     try:
-        found = proofs.read(catalog, newest)
+        last = proofs.read(catalog, newest[0])
     except IntegrityError as error:
         return f"its newest proof is not believed ({error.message})"
-    if found.status == "failed":
-        return f"its newest proof, of {newest.backup} at {times.iso(newest.at)}, failed"
-    return None
+    return f"its newest proof, of {last.id}, failed" if last.status == "failed" else None
 
 
-def _proven(catalog: Catalog, database: str) -> set[str]:
+def _proven(verdicts: Verdicts, readable: Collection[str]) -> set[str]:
     """The backups that passed a test restore: those that were compared in it, if there are any."""
-    verdicts = proofs.newest(catalog, database)
     passed = {
         backup: found.level != "off"
         for backup, found in verdicts.items()
-        if not isinstance(found, IntegrityError) and found.status == "passed"
+        if backup in readable and isinstance(found, Proof) and found.status == "passed"
     }
     return {backup for backup, compared in passed.items() if compared} or set(passed)
 

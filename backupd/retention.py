@@ -2,7 +2,8 @@
 
 A rule that counts periods (`daily = 7`) keeps the newest backup of each of the last 7 days that have one, in the
 database's time zone: a day without a backup uses nothing up. What any rule keeps stays. So does, whatever the rules
-say, the newest backup, the newest proven one, and each whose manifest can't be read.
+say, the newest backup, the newest proven one, each whose manifest can't be read, and each that is dated in the future:
+by a clock that was wrong, so it is not what any rule means by the newest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from zoneinfo import ZoneInfo
 
 from backupd import times
 from backupd.catalog import BackupRef
+
+CLOCKS_DIFFER = timedelta(minutes=10)  # at most, where nothing is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +79,13 @@ def decide(
     """
     unreadable = unreadable or {}
     newest_first = sorted(backups, reverse=True)
-    readable = [ref for ref in newest_first if ref.id not in unreadable]
+    readable = [ref for ref in newest_first if ref.id not in unreadable and ref.second <= now + CLOCKS_DIFFER]
     reasons: dict[str, list[str]] = {ref.id: [] for ref in newest_first}
     for ref in newest_first:
         if ref.id in unreadable:
             reasons[ref.id].append(f"cannot be read: {unreadable[ref.id]}")
+        elif ref.second > now + CLOCKS_DIFFER:
+            reasons[ref.id].append("dated in the future")
     for ref in readable[:1]:
         reasons[ref.id].append("the newest")
     for ref in [ref for ref in readable if ref.id in proven][:1]:

@@ -6,6 +6,7 @@ for ever, and whoever waits for it then waits for ever: there we put the signal 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -80,7 +81,10 @@ def _soon(number: int) -> None:
 
 
 def _come_again(_: int, frame: FrameType | None) -> None:
-    _terminate(_put_off, frame)
+    if signal.getsignal(_put_off) is _terminate:
+        _terminate(_put_off, frame)
+    else:  # somebody else heeds it by now
+        os.kill(os.getpid(), _put_off)
 
 
 def _again(lost: sys.UnraisableHookArgs) -> None:

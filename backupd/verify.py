@@ -14,13 +14,15 @@ from typing import Literal, TypeVar
 
 from backupd import __version__, anomalies, compare, pipeline, proofs, reference, restore, restore_plan, times
 from backupd.anomalies import Policy
-from backupd.catalog import BackupRef, Catalog
+from backupd.catalog import BackupRef, Catalog, manifest_key
 from backupd.compare import Question
 from backupd.crypto import age, minisign
 from backupd.errors import (
     BackupdError,
     BusyError,
     IntegrityError,
+    NoBackupError,
+    ObjectMissingError,
     PostgresError,
     ProofError,
     RefusedError,
@@ -38,6 +40,7 @@ from backupd.proof import Check, Proof
 from backupd.proof import Scratch as ScratchRecord
 from backupd.reference import Reference
 from backupd.restore_plan import RestorePlan
+from backupd.retention import CLOCKS_DIFFER
 
 T = TypeVar("T")
 Level = Literal["off", "rows", "content"]
@@ -114,6 +117,8 @@ def run(job: Job, catalog: Catalog, identities: Sequence[age.Identity], progress
     except _Inconclusive as stop:
         reason = str(stop)
     failed = any(check.status == "failed" for check in findings.checks)
+    if failed:
+        _still_there(catalog, ref)
     made = Proof(
         repository=manifest.repository,
         database=job.database,
@@ -143,7 +148,23 @@ def run(job: Job, catalog: Catalog, identities: Sequence[age.Identity], progress
 def _backup(job: Job, catalog: Catalog) -> BackupRef:
     if job.backup_id is not None:
         return catalog.by_id(job.database, job.backup_id)
-    return catalog.find(job.database, job.at)
+    if job.at is not None:
+        return catalog.find(job.database, job.at)
+    try:
+        return catalog.find(job.database, times.now() + CLOCKS_DIFFER)
+    except NoBackupError:  # all are dated in the future, or there is none
+        return catalog.find(job.database, None)
+
+
+def _still_there(catalog: Catalog, ref: BackupRef) -> None:
+    """What another host prunes while it is tested is no backup that failed."""
+    try:
+        catalog.storage.stat(manifest_key(ref.database, ref.id))
+    except ObjectMissingError as error:
+        raise NoBackupError(
+            f"the backup {ref.id} of {ref.database} was deleted while it was tested",
+            hint="It was pruned, most likely. Verify the newest.",
+        ) from error
 
 
 def _examine(

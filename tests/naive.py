@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from backupd.retention import Policy
 
 
 def kept(times: Sequence[datetime], policy: Policy, now: datetime, zone: ZoneInfo) -> set[datetime]:
-    """Which backups any rule keeps; the times are distinct."""
-    found: set[datetime] = set()
+    """Which backups any rule keeps; the times are distinct. What a wrong clock dated in the future stays, and is not
+    counted."""
+    found = {t for t in times if is_future(t, now)}
+    times = [t for t in times if t not in found]
     if times:
         found.add(max(times))
     found |= {t for t in times if sum(other > t for other in times) < policy.keep_last}
@@ -24,6 +26,10 @@ def kept(times: Sequence[datetime], policy: Policy, now: datetime, zone: ZoneInf
             if t == max(mates) and len(later) < getattr(policy, name):
                 found.add(t)
     return found
+
+
+def is_future(t: datetime, now: datetime) -> bool:
+    return t - now > timedelta(minutes=10)
 
 
 def _period(name: str, moment: datetime, zone: ZoneInfo) -> Hashable:

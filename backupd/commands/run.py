@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 from dataclasses import replace
@@ -19,6 +20,11 @@ def run(style: Style, path: str | None) -> int:
         from backupd.daemon.service import Daemon
 
         found = configuration.find(path, os.environ, Path.cwd())
-        return Daemon(found.absolute(), dict(os.environ), replace(style, stamped=True), hung_up).run()
-    except Terminated:  # before anything began
+        code = Daemon(found.absolute(), dict(os.environ), replace(style, stamped=True), hung_up).run()
+    except Terminated as error:  # before anything began
+        if error.number == signal.SIGHUP:  # that came before this did
+            raise
         return 0
+    # Python would wait for threads that wait for a storage, or a server, which does not answer. We don't.
+    atexit._run_exitfuncs()
+    os._exit(code)

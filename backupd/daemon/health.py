@@ -1,5 +1,5 @@
-"""`/healthz` and `/readyz` on `[server] listen`; and, as `python -m backupd.daemon.health [HOST:PORT]`, the question
-that a container's health check asks."""
+"""`/metrics`, `/healthz` and `/readyz` on `[server] listen`; and, as `python -m backupd.daemon.health [HOST:PORT]`, the
+question that a container's health check asks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from threading import Thread
 from time import monotonic
 
 from backupd.config_values import Address
+from backupd.metrics import CONTENT_TYPE
 
 _ASLEEP = 120.0  # seconds without a turn of the loop, after which it hangs
 
@@ -19,7 +20,8 @@ _ASLEEP = 120.0  # seconds without a turn of the loop, after which it hangs
 class Health:
     """What the daemon's loop says of itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Callable[[], bytes]) -> None:
+        self.metrics = metrics  # for Prometheus
         self._turned = monotonic()
         self.ready = False  # it has looked at the storage
 
@@ -39,13 +41,16 @@ def serve(health: Health, address: Address) -> Callable[[], None]:
 
         def do_GET(self) -> None:
             states = {"/healthz": health.alive, "/readyz": health.alive and health.ready}
-            state = states.get(self.path.partition("?")[0])
-            code, text = (404, "not found") if state is None else (200, "ok") if state else (503, "not ok")
+            path, kind = self.path.partition("?")[0], "text/plain; charset=utf-8"
+            state = states.get(path)
+            code, body = (404, b"not found\n") if state is None else (200, b"ok\n") if state else (503, b"not ok\n")
+            if path == "/metrics":
+                code, body, kind = 200, health.metrics(), CONTENT_TYPE
             self.send_response(code)
-            self.send_header("Content-Type", "text/plain; charset=utf-8")
-            self.send_header("Content-Length", str(len(text) + 1))
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(f"{text}\n".encode())
+            self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             """Health checks are no news."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from backupd.agenda import Job, Kind
 from backupd.daemon.state import State
 from backupd.daemon.telling import Teller
 from backupd.jobs import Outcome
+from backupd.metrics import Metrics
 
 BUSY_AGAIN = timedelta(seconds=5)  # until a database that another host works on is asked for again; each time more,
 _BUSY_LONGEST = timedelta(minutes=1)  # up to this
@@ -26,30 +28,40 @@ class Say(Protocol):
     ) -> None: ...
 
 
+@dataclass(slots=True)
+class _Busy:
+    """A job that another host has been found at, since this slot."""
+
+    slot: datetime
+    asked: int = 0
+    told: bool = False
+
+
 class Outcomes:
     """Takes each as it comes."""
 
-    def __init__(self, state: State, teller: Teller, say: Say) -> None:
+    def __init__(self, state: State, teller: Teller, metrics: Metrics, say: Say) -> None:
         self._state = state
         self._teller = teller
+        self._metrics = metrics
         self._say = say
-        self._busy: dict[Job, int] = {}  # how often another host was found at it
+        self._busy: dict[tuple[str, Kind], _Busy] = {}  # what another host is at
+        self._long: set[Job] = set()  # that run over their next slot
         self._failing: set[tuple[str, Kind]] = set()  # of which somebody was told
 
     def was_busy(self, job: Job) -> bool:
         """Whether another host was found at it."""
-        return job in self._busy
+        return (job.database, job.kind) in self._busy
 
     def take(self, outcome: Outcome, now: datetime) -> None:
         """A job has ended, like this."""
         job = outcome.job
+        if not (outcome.status == "interrupted" and self._state.stopping):
+            self._metrics.count(outcome, now)
         if outcome.status == "busy":
-            times_asked = self._busy[job] = self._busy.get(job, 0) + 1
-            self._state.agenda.put_off(job, now + min(BUSY_AGAIN * times_asked, _BUSY_LONGEST))
-            if times_asked == 1:
-                self._say(f"{outcome.summary}: it is waited for", "info", job, outcome)
+            self._wait_for(outcome, now)
             return
-        self._busy.pop(job, None)
+        self._busy.pop((job.database, job.kind), None)
         if outcome.status == "interrupted" and self._state.stopping:
             self._state.agenda.put_off(job, now)
             self._say(f"not finished: {outcome.summary}", "warning", job, outcome)
@@ -57,6 +69,30 @@ class Outcomes:
             self._failed(outcome, now)
         else:
             self._succeeded(outcome, now)
+
+    def _wait_for(self, outcome: Outcome, now: datetime) -> None:
+        """Another host is at it. One that does not get done with it until the next slot hangs, and somebody is told."""
+        job = outcome.job
+        busy = self._busy.setdefault((job.database, job.kind), _Busy(job.slot))
+        busy.asked += 1
+        self._state.agenda.put_off(job, now + min(BUSY_AGAIN * busy.asked, _BUSY_LONGEST))
+        if busy.asked == 1:
+            self._say(f"{outcome.summary}: it is waited for", "info", job, outcome)
+        if job.slot > busy.slot and not busy.told:
+            busy.told = True
+            self._report(
+                replace(outcome, summary=f"since {times.iso(busy.slot)} another run is at it: {outcome.summary}")
+            )
+
+    def look_at_the_long(self, now: datetime) -> None:
+        """What still runs when its next slot comes is told of, once: it may hang."""
+        running = set(self._state.agenda.overrunning(now))
+        for job in running - self._long:
+            since = self._state.agenda.since[job]
+            text = f"it has run since {times.iso(since)}, and the next one is due"
+            self._say(text, "warning", job)
+            self._tell(job, f"backupd: {job} runs for long", text)
+        self._long = running
 
     def _succeeded(self, outcome: Outcome, now: datetime) -> None:
         job = outcome.job
@@ -68,6 +104,7 @@ class Outcomes:
             self._say(outcome.summary, "info", job, outcome)
             if job.kind == "backup":  # what was started is done, whoever did it
                 self._teller.ping(self._ping_url(job), "success", outcome.summary)
+            self._works_again(job, outcome.summary)
             return
         text = f"{outcome.summary} ({outcome.seconds:.1f} s)"
         if outcome.status == "unproven":
@@ -76,13 +113,16 @@ class Outcomes:
             self._failing.add((job.database, job.kind))
             return
         self._say(text, "info", job, outcome)
-        if (job.database, job.kind) in self._failing:
-            self._failing.remove((job.database, job.kind))
-            self._tell(job, f"backupd: {job} works again", text)
+        self._works_again(job, text)
         if job.kind == "backup":
             self._teller.ping(self._ping_url(job), "success", text)
         if job.kind != "prune" and (job.database, "prune") in self._state.agenda.plans:
             self._state.agenda.want(job.database, "prune", now)
+
+    def _works_again(self, job: Job, text: str) -> None:
+        if (job.database, job.kind) in self._failing:
+            self._failing.remove((job.database, job.kind))
+            self._tell(job, f"backupd: {job} works again", text)
 
     def _failed(self, outcome: Outcome, now: datetime) -> None:
         job, error = outcome.job, outcome.error or {}
@@ -91,6 +131,12 @@ class Outcomes:
         if again is not None:
             self._say(f"failed, tried again at {times.iso(again)}: {': '.join(lines)}", "warning", job, outcome)
             return
+        self._report(outcome)
+
+    def _report(self, outcome: Outcome) -> None:
+        """Somebody is to see to it."""
+        job, error = outcome.job, outcome.error or {}
+        lines = [outcome.summary, *filter(None, [error.get("detail"), error.get("hint")])]
         self._say(f"failed: {': '.join(lines)}", "error", job, outcome)
         if job.kind == "backup":
             self._teller.ping(self._ping_url(job), "fail", "\n".join(lines))

@@ -100,7 +100,7 @@ class Runner:
     def _hear(self, running: _Running) -> None:
         try:
             running.outcome = running.answer.recv()
-        except EOFError:  # it ended without a word
+        except (EOFError, OSError):  # it ended without a word, or in the middle of one
             running.answer.close()
 
     def _finish(self, job: Job) -> Outcome:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -21,21 +22,26 @@ import schedule
 from backupd import config as configuration
 from backupd import console, discovery, jobs, times
 from backupd.agenda import Agenda, Job, Kind, Plan, Retry
+from backupd.catalog import Catalog
 from backupd.config import Config
 from backupd.config_models import Database
 from backupd.console import Style
+from backupd.daemon.background import Background
 from backupd.daemon.health import Health, serve
 from backupd.daemon.outcomes import BUSY_AGAIN, Outcomes
 from backupd.daemon.runner import Runner
 from backupd.daemon.state import State
+from backupd.daemon.survey import Survey
 from backupd.daemon.systemd import Systemd
 from backupd.daemon.telling import Teller
 from backupd.daemon.telling import check as check_messages
 from backupd.errors import BackupdError, ConfigError, StorageError
 from backupd.jobs import Outcome
+from backupd.metrics import Metrics
 from backupd.repository import opened
 
 _TICK = 1.0  # seconds
+_LONGEST_LOOK = 600.0  # seconds
 _READERS = 8  # databases whose repository is asked at a time
 
 
@@ -46,6 +52,7 @@ class _Seen:
     began: float  # monotonic
     databases: Mapping[str, Database]
     last: Mapping[tuple[str, Kind], datetime | None]
+    unknown: Sequence[tuple[str, Kind]]  # of which the storage would not say
     troubles: Mapping[str, BackupdError]
 
 
@@ -64,21 +71,24 @@ class Daemon:
         self.state = State(config, dict(config.databases), Agenda({}))
         self.runner = Runner(self.style, self.state.config.daemon.jobs)
         self._teller = Teller(lambda text: self._say(text, "warning"))
-        self._looker = ThreadPoolExecutor(1, thread_name_prefix="look")
+        self._looker = Background("look")
+        self._looks_since = 0.0  # monotonic
         self._look_ahead: Future[_Seen] | None = None
         self._ended: dict[str, float] = {}  # when a job of a database last ended: older looks say nothing of it
-        self._outcomes = Outcomes(self.state, self._teller, self._say)
+        self.metrics = Metrics(self.state.reading)
+        self._survey = Survey(self.state, lambda text: self._say(text, "error"))
+        self._outcomes = Outcomes(self.state, self._teller, self.metrics, self._say)
         self._troubles: dict[str, str] = {}  # what was said of the storage and the clusters
         self._reload = self._hurry = False
         self._status = ""
-        self.health = Health()
+        self.health = Health(self.metrics.text)
         self._clock = schedule.Scheduler()
         self._plan()
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT. Raises ConfigError before it began."""
+        self._reload = bool(self.hung_up)
         with self._signals() as woken, self._answering():
-            self._reload = bool(self.hung_up)
             self._say(f"backupd runs: {len(self.state.databases)} databases, {self.runner.limit} jobs at a time")
             if not self.state.agenda.plans and not self.state.config.clusters:
                 self._say("no database has a schedule: nothing will be done", "warning")
@@ -116,9 +126,11 @@ class Daemon:
 
     def _take(self, outcome: Outcome) -> None:
         self._ended[outcome.job.database] = monotonic()
+        self._survey.changed(outcome)
         self._outcomes.take(outcome, times.now())
 
     def _tick(self) -> None:
+        self._survey.turn()
         if self._look_ahead is not None and self._look_ahead.done():
             looked, self._look_ahead = self._look_ahead, None
             error = looked.exception()
@@ -127,6 +139,7 @@ class Daemon:
             else:
                 self._say(f"a bug: servers and storage could not be looked at: {error!r}", "error")
         self._begin_due()
+        self._outcomes.look_at_the_long(times.now())
         self._tell_status()
 
     def _begin_due(self) -> None:
@@ -164,7 +177,6 @@ class Daemon:
             self.health.turn()
             if self.systemd.watchdog:
                 self.systemd.tell("WATCHDOG=1")
-        self._looker.shutdown(wait=False, cancel_futures=True)
         self._teller.close()
         self._say("backupd has stopped")
 
@@ -172,26 +184,38 @@ class Daemon:
 
     def _look(self) -> None:
         """Ask servers and storage in the background; `_tick` takes what was found."""
+        if self._look_ahead is not None and monotonic() - self._looks_since > _LONGEST_LOOK:
+            self._say("servers and storage have not answered for long: they are asked anew", "error")
+            self._looker, self._look_ahead = Background("look"), None
         if self._look_ahead is None:
-            config = self.state.config
-            self._look_ahead = self._looker.submit(look, config)
+            self._looks_since = monotonic()
+            self._look_ahead = self._looker.submit(look, self.state.config)
 
     def _learn(self, seen: _Seen) -> None:
         troubles = {name: ": ".join(filter(None, [e.message, e.detail, e.hint])) for name, e in seen.troubles.items()}
         for name, text in troubles.items():
             if self._troubles.get(name) != text:  # once, not every few minutes
                 self._say(text, "error")
+                self._teller.message(self.state.config.notify, "backupd: trouble", text)
+        for name in self._troubles.keys() - troubles.keys():
+            self._say(f"{name or 'the storage'} answers again")
         self._troubles = troubles
         self.health.ready = "" not in troubles
-        known = {
-            name: each
-            for name, each in self.state.databases.items()
-            if name not in seen.databases and name.partition(".")[0] in seen.troubles
-        }  # of a cluster that does not answer: it may be there all the same
+        silent = seen.troubles.keys() & self.state.config.clusters.keys()  # their databases may be there all the same
+        known = self._of_clusters(name for name in self.state.databases.keys() - seen.databases.keys())
+        known = {name: each for name, each in known.items() if name.partition(".")[0] in silent}
         self._change({**seen.databases, **known})
+        for database, kind in seen.unknown:
+            self.state.agenda.ask(database, kind)
         for (database, kind), last in seen.last.items():
             if self._ended.get(database, 0.0) < seen.began:
                 self.state.agenda.learn(database, kind, last)
+
+    def _of_clusters(self, names: Iterable[str]) -> dict[str, Database]:
+        """Those that are of a cluster, as the configuration is now."""
+        config = self.state.config
+        found = {name: config.known(name) for name in names if name not in config.databases}
+        return {name: each for name, each in found.items() if each is not None}
 
     def _change(self, databases: Mapping[str, Database]) -> None:
         """Databases of clusters come and go."""
@@ -202,12 +226,15 @@ class Daemon:
             text = f"the database {name} is gone from its cluster: its backups stay, and are not pruned"
             self._say(text, "warning")
             self._teller.message(self.state.config.notify, f"backupd: {name} is gone", text)
+            self.metrics.forget(name)
         if databases != self.state.databases:
             self.state.databases = dict(databases)
             self._plan()
 
     def _plan(self) -> None:
         self.state.agenda.replace(plans(self.state.config, self.state.databases))
+        for database, kind in self.state.agenda.plans:
+            self.metrics.expect(database, kind)
 
     # ---- configuration
 
@@ -228,7 +255,7 @@ class Daemon:
         else:
             self.state.config = config
             self.runner.limit = config.daemon.jobs
-            discovered = {n: each for n, each in self.state.databases.items() if n.partition(".")[0] in config.clusters}
+            discovered = self._of_clusters(self.state.databases)
             self.state.databases = {**config.databases, **discovered}
             self._plan()
             self._wind_up()
@@ -301,14 +328,14 @@ class Daemon:
         console.say(self.style, text, level, fields)
 
     def _tell_status(self) -> None:
-        running = ", ".join(str(job) for job in self.state.agenda.running) or "nothing"
-        upcoming = [
-            (moment, database, kind)
-            for database, kind in self.state.agenda.plans
-            if (moment := self.state.agenda.next_run(database, kind, times.now())) is not None
-        ]
-        ahead = min(upcoming, default=None)
-        text = f"runs {running}; next: " + (f"{ahead[2]} of {ahead[1]}, {times.iso(ahead[0])}" if ahead else "nothing")
+        agenda, now = self.state.agenda, times.now()
+        found = {key: agenda.next_run(*key, now) for key in agenda.plans}
+        self.state.next_runs = {key: moment for key, moment in found.items() if moment is not None}
+        self.state.running = agenda.since
+        running = ", ".join(str(job) for job in agenda.running) or "nothing"
+        ahead = min(((moment, key) for key, moment in self.state.next_runs.items()), default=None)
+        soon = f"{ahead[1][1]} of {ahead[1][0]}, {times.iso(ahead[0])}" if ahead else "nothing"
+        text = f"runs {running}; next: {soon}"
         if text != self._status:
             self._status = text
             self.systemd.tell(f"STATUS={text}")
@@ -336,11 +363,34 @@ def look(config: Config) -> _Seen:
     troubles: dict[str, BackupdError] = dict(found.troubles)
     last: dict[tuple[str, Kind], datetime | None] = {}
     wanted: list[tuple[str, Kind]] = [(name, kind) for name in found.databases for kind in ("backup", "verify")]
+    unknown: list[tuple[str, Kind]] = []
+
+    def newest(catalog: Catalog, key: tuple[str, Kind]) -> datetime | StorageError | None:
+        try:
+            return jobs.newest(catalog, *key)
+        except StorageError as error:
+            return error
+
     try:
         with opened(config) as catalog, ThreadPoolExecutor(_READERS, thread_name_prefix="reader") as readers:
-            moments = readers.map(lambda key: jobs.newest(catalog, *key), wanted)
-            last |= dict(zip(wanted, moments, strict=True))
+            answers = dict(zip(wanted, readers.map(partial(newest, catalog), wanted), strict=True))
     except (StorageError, ConfigError) as error:
-        error.message = f"the storage could not be asked what there is: {error.message}"
-        troubles[""] = error
-    return _Seen(began, found.databases, last, troubles)
+        answers = {}
+        troubles[""] = _of_the_storage(error)
+    for key, answer in answers.items():
+        if isinstance(answer, StorageError):
+            unknown.append(key)
+            troubles[key[0]] = _of_the_storage(answer)
+        else:
+            last[key] = answer
+    if unknown and not last:  # nothing of one database alone
+        troubles = {name: each for name, each in troubles.items() if name not in found.databases}
+        troubles[""] = _of_the_storage(next(each for each in answers.values() if isinstance(each, StorageError)))
+        unknown = []
+    return _Seen(began, found.databases, last, unknown, troubles)
+
+
+def _of_the_storage(error: StorageError | ConfigError) -> BackupdError:
+    said = "the storage could not be asked what there is: "
+    error.message = said + error.message.removeprefix(said)
+    return error

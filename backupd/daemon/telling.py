@@ -7,12 +7,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from pydantic import SecretStr
 
 from backupd.config_models import Notify
+from backupd.daemon.background import Background
 from backupd.errors import ConfigError
 
 _SECONDS = 10.0
@@ -43,7 +43,7 @@ class Teller:
 
     def __init__(self, complain: Callable[[str], None]) -> None:
         self._complain = complain
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="telling")
+        self._background = Background("telling")
         self._waiting = 0
 
     def message(self, wanted: Notify, title: str, body: str) -> None:
@@ -61,14 +61,13 @@ class Teller:
         deadline = time.monotonic() + _SECONDS
         while self._waiting and time.monotonic() < deadline:
             time.sleep(0.05)
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _later(self, send: Callable[[], None]) -> None:
         if self._waiting >= _MOST_WAITING:
             self._complain("too many messages wait to be sent: one is dropped")
             return
         self._waiting += 1
-        self._pool.submit(self._one, send)
+        self._background.submit(self._one, send)
 
     def _one(self, send: Callable[[], None]) -> None:
         try:

@@ -30,6 +30,7 @@ def work(config: Config, job: Job, style: Style, answer: Connection) -> None:
     fields = {"database": job.database, "job": job.kind}
     try:
         signals.heed()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which lets its jobs finish
         _end_with_the_daemon()
         outcome = jobs.perform(config, job, console.Log(style, fields))
     except signals.Terminated as error:

@@ -19,10 +19,11 @@ from backupd.errors import PostgresError
 from backupd.postgres import claim, fingerprint, inventory
 from backupd.postgres.inventory import SourceTable
 from backupd.postgres.process import Running
-from backupd.postgres.session import Dsn, connect, describe, explained
+from backupd.postgres.session import Dsn, Interruptible, connect, describe, explained
 
 _LOCKS_PER_STATEMENT = 500
 _ATTEMPTS = 5
+_PATIENCE = 10.0  # seconds in which the watch is waited for at the end
 # A table, or its schema, was dropped or renamed, or something else has its name now.
 _VANISHED = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.WrongObjectType)
 
@@ -216,19 +217,30 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE)  # a server that answers nothing must not keep us: the thread ends with us
 
     def _run(self) -> None:
         patience = min(filter(None, (self._timeout, self._give_way_after)))
         interval = min(2.0, patience.total_seconds() / 2)
-        try:
-            with closing(connect(self._source.dsn)) as connection:
-                while not self._done.wait(interval) and self.error is None:
+        while not self._done.wait(interval) and self.error is None:
+            try:
+                self._look_on(interval)
+            except (PostgresError, psycopg.Error):
+                continue  # if the server is gone, every other part of the backup notices; else it has room again soon
+
+    def _look_on(self, interval: float) -> None:
+        with closing(connect(self._source.dsn)) as connection:
+            query = Interruptible(connection)
+            self._running.add(query)
+            try:
+                while self.error is None:
                     self._look(connection)
                     if self._give_way_after:
                         self._look_behind(connection)
-        except (PostgresError, psycopg.Error):
-            return  # the server is gone, which every other part of the backup notices
+                    if self._done.wait(interval):
+                        return
+            finally:
+                self._running.remove(query)
 
     def _look(self, connection: psycopg.Connection) -> None:
         row = connection.execute(

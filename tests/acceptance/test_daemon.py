@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -197,6 +198,37 @@ def receiver() -> Iterator[tuple[int, list[tuple[str, bytes]]]]:
 
 
 # ---- how it ends, and goes on
+
+
+def test_one_whose_folder_cannot_be_read_stops_no_other(
+    tmp_path: Path, dsn: str, new_database: NewDatabase, pg15: ThrowawayServer
+) -> None:
+    """Nor is it silent: the storage would not say of it what there is, so its own job fails, and that is told."""
+    site = made(tmp_path / "site", {"shop": dsn, "torn": filled_database(new_database(pg15))})
+    site.set("retries", "0", table="daemon")
+    site.run("backup", "shop")
+    for path in (site.folder / "repository" / "shop" / "manifests").iterdir():
+        path.unlink()
+    (site.folder / "repository" / "torn").write_text("no folder")
+    with daemon(site) as running:
+        running.wait(database="shop", job="backup", status="done")
+        running.wait(database="torn", job="backup", message="failed:", level="error")
+        assert running.stop() == 0
+
+
+def test_it_ends_although_the_storage_does_not_answer(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(100)
+        site = made(tmp_path / "site", {"shop": NOWHERE})
+        place = f'url = "s3://bucket/prod"\nendpoint_url = "http://127.0.0.1:{silent.getsockname()[1]}"'
+        keys = 'access_key_id = "a"\nsecret_access_key = "${SECRET}"\nregion = "x"'
+        site.edit(lambda text: text.replace(f'url = "{site.repository}"', f"{place}\n{keys}"))
+        site.environ["SECRET"] = "b"
+        with daemon(site) as running:
+            running.wait(message="backupd runs")
+            assert not until(lambda: len(running.lines()) > 1, 2)  # it asks, and waits
+            assert running.stop(seconds=15) == 0
 
 
 def test_signals_while_it_starts(site: Site) -> None:
@@ -408,6 +440,20 @@ def test_hooks(site: Site, dsn: str) -> None:
     (site.folder / "before").write_text("#!/bin/sh\nsleep 60\n")
     site.edit(lambda text: text.replace('/after"] }', '/after"], timeout = "1s" }'))
     assert "took longer than 1 s" in site.run("backup", code=8).err
+
+
+def test_a_hook_may_leave_something_running(site: Site) -> None:
+    """A tunnel, say, that has the hook's output: it is not waited for."""
+    script = site.folder / "before"
+    script.write_text(f"#!/bin/sh\nsetsid sleep 600 &\necho $! > {site.folder}/left\n")
+    script.chmod(0o755)
+    site.set("hooks", f'{{ before = ["{script}"], timeout = "60s" }}', table="defaults")
+    try:
+        began = time.monotonic()
+        site.run("backup")
+        assert time.monotonic() - began < 50
+    finally:
+        os.kill(int((site.folder / "left").read_text()), signal.SIGKILL)
 
 
 def test_check_looks_at_what_runs_only_later(site: Site) -> None:

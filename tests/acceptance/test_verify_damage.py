@@ -13,8 +13,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from backupd import jobs, verify
+from backupd.config import load
+from backupd.console import Lines, Style
 from backupd.crypto import age
+from backupd.errors import NoBackupError
 from backupd.postgres.server import ThrowawayServer
+from backupd.repository import opened
 from tests.postgres import drop_database
 from tests.proving import Proofs
 
@@ -180,4 +185,24 @@ def test_manifest(world: World, kind: str) -> None:
                 path.write_bytes(path.with_name(path.name.replace(world.newer, world.older)).read_bytes())
         error = world.site.run("verify", "shop", "--json", code=7).json["error"]
         assert world.newer in error["message"] + error["detail"]
+    assert world.stored() == before
+
+
+def test_pruned_while_it_is_tested(world: World) -> None:
+    """By another host: no proof says that it failed, as nobody knows whether it would have."""
+    config = load(world.site.config, world.site.environ)
+    names = ("data-0001", "data-0000")
+    manifest = world.root / "shop" / "manifests" / f"{world.newer}.json"
+    before = world.stored()
+
+    class Pruned(Lines):
+        def phase(self, text: str) -> None:
+            if text == "loading the rows":
+                for path in (manifest, *(world.object(name) for name in names)):
+                    path.unlink()
+
+    with restored(manifest, *(world.object(name) for name in names)), opened(config) as catalog:
+        job = jobs.verify_job(config, config.database("shop"))
+        with pytest.raises(NoBackupError, match="deleted while it was tested"):
+            verify.run(job, catalog, config.load_identities(), Pruned(Style(quiet=True)))
     assert world.stored() == before

@@ -105,9 +105,27 @@ def test_a_failed_proof_pauses(site: Site, filled: Filled) -> None:
     outcome = site.run("prune", "shop")
     assert f"nothing is pruned, since its newest proof, of {made[0]}" in outcome.err
     assert ids(site) == made
-    filled.proof(made[1], times.now())
+    filled.proof(made[1], times.now() - timedelta(hours=2))  # of an older one: the newer still does not restore
+    filled.proof(made[0], times.now() - timedelta(hours=1), level="off")  # asks less than what failed
+    assert f"since its newest proof, of {made[0]}" in site.run("prune", "shop").err
+    assert ids(site) == made
+    filled.proof(made[0], times.now())
     site.run("prune", "shop")
     assert ids(site) == made[:2]
+
+
+def test_what_is_dated_in_the_future_displaces_nothing(site: Site, filled: Filled) -> None:
+    """A clock was wrong once: what is really the newest, and the newest proven, still stays."""
+    future = filled.backup(times.now() + 300 * DAY)
+    filled.proof(future, times.now() + 300 * DAY)
+    made = [filled.backup(times.now() - n * DAY) for n in range(4)]
+    filled.proof(made[3], times.now() - 2 * DAY)
+    site.edit(lambda text: text.replace("{ keep_last = 2 }", "{ keep_last = 1, weekly = 1, yearly = 1 }"))
+    rows = site.run("prune", "shop", "--json").json
+    assert (rows[0]["id"], rows[0]["reasons"]) == (future, ["dated in the future"])
+    assert ids(site) == [future, made[0], made[3]]
+    filled.proof(made[0], times.now() - DAY, status="failed")
+    assert f"since its newest proof, of {made[0]}" in site.run("prune", "shop").err
 
 
 def test_a_proof_that_is_not_believed_pauses(site: Site, filled: Filled) -> None:

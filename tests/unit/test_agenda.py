@@ -110,3 +110,35 @@ def test_another_configuration_while_a_job_runs() -> None:
     made.replace({})
     assert made.fail(job, NOW) is None
     assert made.due(NOW + HOUR) == []
+
+
+def test_jitter_never_outlasts_the_slot() -> None:
+    """Wider than the time between two slots, it put half of all databases off for ever."""
+    for number in range(10):
+        name, ran = f"db{number}", 0
+        made = Agenda({(name, "backup"): Plan(parse_schedule("*/15 * * * *"), UTC, jitter=30 * MINUTE)})
+        made.learn(name, "backup", None)
+        for minute in range(24 * 60):
+            now = NOW + minute * MINUTE
+            for job in made.due(now):
+                made.begin(job, now)
+                made.succeed(job, now, now)
+                ran += 1
+        assert 95 <= ran <= 97
+
+
+def test_a_clock_that_was_ahead_stops_nothing() -> None:
+    made = agenda(last=NOW - 3 * HOUR, retry=Retry(0))
+    ahead = NOW + 6 * HOUR
+    made.succeed(begun(made, ahead), ahead, NOW)  # by the source's clock, which was right
+    assert made.fail(begun(made, NOW + HOUR), ahead) is None  # it jumped again meanwhile
+    assert made.due(NOW + HOUR + MINUTE)
+
+
+def test_what_the_storage_does_not_say_the_job_finds_out() -> None:
+    made = Agenda({("shop", "backup"): Plan(parse_schedule("0 * * * *"), UTC)})
+    made.ask("shop", "backup")
+    assert made.due(NOW)
+    made.learn("shop", "backup", NOW)
+    made.ask("shop", "backup")  # later it does not say: what is known still holds
+    assert made.due(NOW) == []

@@ -35,9 +35,7 @@ def test_its_defaults_are_the_defaults(tmp_path: Path) -> None:
         keys = [line[1:] for line in section.splitlines() if re.match(r"#[a-z_]+ = ", line)]
         # Examples, which are no defaults.
         keys = [
-            key
-            for key in keys
-            if not re.match("password_file|scratch_|schedule|retention|window|max_dur|hooks|ping_url", key)
+            key for key in keys if not re.match("password_file|scratch_|schedule|retention|window|hooks|ping_url", key)
         ]
         keys = [key.replace(', ignore = ["public.queue_*"]', "") for key in keys]
         assert len(keys) >= most

@@ -23,10 +23,13 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("discovery",),
     ("views", "check check_server finding", "init"),  # how results read; the two commands about the set-up
     ("proof_views",),
+    ("metrics",),
     ("jobs",),
     ("verify",),
     ("console", "backup", "prune", "restore", "reload", "export", "evidence"),
     ("restore_plan", "compare", "anomalies"),
+    ("standing",),
+    ("holdings",),
     ("preflight", "instructions", "proofs", "differences difference_text majors"),
     ("contents", "reference", "retention"),
     ("agenda",),
@@ -52,6 +55,7 @@ ONLY_IN = {
     "cryptography": ("crypto",),
     "click": ("cli", "commands"),
     "rich": ("console",),
+    "prometheus_client": ("metrics",),
 }
 PRINTS = ("console", "demo")
 

@@ -1,0 +1,240 @@
+"""What a repository holds, kept in memory and brought up to date: so that nobody who asks waits for the storage.
+
+A refresh asks for what is newer than is known: one LIST for each database, and the new manifests. Now and then it asks
+for everything: what was deleted is noticed then, and what the objects take. What it gives out are values that never
+change, for any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import partial
+
+from backupd import proofs, times
+from backupd.catalog import BackupRef, Catalog, backup_ref
+from backupd.errors import IntegrityError, NoBackupError
+from backupd.manifest import Manifest
+from backupd.proof import Proof
+from backupd.proofs import ProofRef
+from backupd.retention import CLOCKS_DIFFER
+
+_READERS = 8  # databases looked at a time
+_MANIFESTS = 2000  # read in one refresh, of all databases together; at least one of each
+_OVERLAP = timedelta(hours=26)  # a backup is listed when it is complete: later than those that began after it
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """A manifest in short."""
+
+    taken_at: datetime
+    started_at: datetime
+    finished_at: datetime
+    raw_bytes: int
+    stored_bytes: int
+    tables: int
+    rows: int
+    server_version: str
+
+    @property
+    def duration(self) -> timedelta:
+        return self.finished_at - self.started_at
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """A proof in short."""
+
+    backup: str
+    taken_at: datetime  # the backup's snapshot
+    finished_at: datetime
+    status: str
+    level: str
+    seconds: float
+    restore_seconds: float
+    checks: tuple[tuple[str, str, str], ...]  # name, status, detail
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What there is of one database."""
+
+    database: str
+    backups: tuple[BackupRef, ...] = ()  # oldest first
+    proofs: tuple[ProofRef, ...] = ()  # in the order in which they were made
+    headlines: Mapping[str, Headline] = field(default_factory=dict)  # of those whose manifests were read, by ID
+    unreadable: Mapping[str, str] = field(default_factory=dict)  # why a manifest is not believed, by ID
+    last_test: Tested | None = None  # the newest that came to a verdict, if it is believed
+    last_passed: Tested | None = None  # the newest that passed
+    newest_proven: Tested | None = None  # of the newest backup that passed
+    stored_bytes: Mapping[str, int] = field(default_factory=dict)  # of all that was stored, by ID
+    seen_at: datetime | None = None
+    listed_at: datetime | None = None  # when everything was asked for
+
+    @property
+    def newest(self) -> Headline | None:
+        """Of those whose manifest is believed."""
+        return next((self.headlines[ref.id] for ref in reversed(self.backups) if ref.id in self.headlines), None)
+
+    def last(self, kind: str, now: datetime) -> datetime | None:
+        """When it was backed up or verified last, by names. What is dated in the future does not count."""
+        if kind == "backup":
+            found = [ref.second for ref in self.backups]
+        else:
+            found = [ref.at for ref in self.proofs if ref.status != "inconclusive"]
+        return max((moment for moment in found if moment <= now + CLOCKS_DIFFER), default=None)
+
+    @property
+    def repository_bytes(self) -> int:
+        return sum(self.stored_bytes.values())
+
+
+class Keeper:
+    """Refreshes the holdings of some databases. One thread at a time calls `refresh`; any may call `forget`."""
+
+    def __init__(self, whole_after: timedelta = timedelta(hours=1), headlines: int = 60) -> None:
+        self._whole_after = whole_after
+        self._most = headlines  # manifests read of one database, the newest: for what is shown over time
+        self._known: dict[str, Holdings] = {}
+        self._tests: dict[str, Tested | None] = {}  # by the proof's key
+        self._deleted: set[str] = set()  # databases of which something was
+
+    def refresh(self, catalog: Catalog, databases: Iterable[str]) -> Mapping[str, Holdings]:
+        """What there is now, by database. Raises StorageError, and what is known stays as it was."""
+        names = list(databases)
+        quota = max(1, _MANIFESTS // max(1, len(names)))
+        catalog.repository_id()  # once, before many threads ask for it
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="holdings") as readers:
+            found = list(readers.map(partial(self._one, catalog, quota), names))
+        self._known = dict(zip(names, found, strict=True))
+        keys = {ref.key for each in found for ref in each.proofs}
+        self._tests = {key: tested for key, tested in self._tests.items() if key in keys}
+        return self._known
+
+    def forget(self, database: str) -> None:
+        """Ask for everything of it next time: something was deleted."""
+        self._deleted.add(database)
+
+    # ---- one database
+
+    def _one(self, catalog: Catalog, quota: int, database: str) -> Holdings:
+        now = times.now()
+        known = self._known.get(database, Holdings(database))
+        whole = known.listed_at is None or now - known.listed_at >= self._whole_after or database in self._deleted
+        self._deleted.discard(database)
+        backups, tests = _listed(catalog, database, None if whole else now - _OVERLAP)
+        if not whole:
+            backups |= set(known.backups)
+        ordered = tuple(sorted(backups))
+        made = replace(known, backups=ordered, proofs=tuple(sorted(tests)), seen_at=now)
+        if whole:
+            made = replace(made, stored_bytes=dict(_sizes(catalog, database)), listed_at=now)
+        made = self._with_headlines(catalog, made, quota)
+        return self._with_tests(catalog, made)
+
+    def _with_headlines(self, catalog: Catalog, made: Holdings, quota: int) -> Holdings:
+        new = sum(ref.id not in made.headlines for ref in made.backups[-self._most :])
+        wanted = made.backups[-min(self._most, len(made.headlines) + min(new, quota)) :]
+        headlines: dict[str, Headline] = {}
+        unreadable: dict[str, str] = {}
+        sizes = dict(made.stored_bytes)
+        gone = set()
+        for ref in wanted:
+            if ref.id in made.headlines:
+                headlines[ref.id] = made.headlines[ref.id]
+                continue
+            try:
+                headlines[ref.id] = _headline(catalog.manifest(ref))
+                sizes.setdefault(ref.id, headlines[ref.id].stored_bytes)
+            except NoBackupError:  # deleted since it was listed
+                gone.add(ref.id)
+            except IntegrityError as error:
+                unreadable[ref.id] = error.message
+        backups = tuple(ref for ref in made.backups if ref.id not in gone)
+        return replace(made, backups=backups, headlines=headlines, unreadable=unreadable, stored_bytes=sizes)
+
+    def _with_tests(self, catalog: Catalog, made: Holdings) -> Holdings:
+        decided = [ref for ref in reversed(made.proofs) if ref.status != "inconclusive"]
+        there = {ref.id for ref in made.backups}
+        last = self._read(catalog, decided[0]) if decided else None
+        passed = (self._read(catalog, ref) for ref in decided if ref.status == "passed")
+        by_backup = sorted(decided, key=lambda ref: (ref.backup, ref.at), reverse=True)
+        return replace(
+            made,
+            last_test=last,
+            last_passed=next(filter(None, passed), None),
+            newest_proven=self._newest_proven(catalog, [ref for ref in by_backup if ref.backup in there]),
+        )
+
+    def _newest_proven(self, catalog: Catalog, newest_first: list[ProofRef]) -> Tested | None:
+        """Of the newest backup whose newest verdict is that it restores."""
+        seen: set[str] = set()
+        for ref in newest_first:
+            if ref.backup in seen:
+                continue
+            tested = self._read(catalog, ref)
+            if tested is None:
+                continue
+            seen.add(ref.backup)
+            if tested.status == "passed":
+                return tested
+        return None
+
+    def _read(self, catalog: Catalog, ref: ProofRef) -> Tested | None:
+        """None: it is not believed."""
+        if ref.key not in self._tests:
+            try:
+                self._tests[ref.key] = _tested(proofs.read(catalog, ref))
+            except IntegrityError:
+                self._tests[ref.key] = None
+        return self._tests[ref.key]
+
+
+def _listed(catalog: Catalog, database: str, since: datetime | None) -> tuple[set[BackupRef], set[ProofRef]]:
+    """The backups from a time on, and all proofs: one listing, as their names follow one another."""
+    first = f"{database}/manifests/"
+    after = first if since is None else f"{first}{times.compact(since)}"
+    backups, tests = set(), set()
+    for info in catalog.storage.list(f"{database}/", start_after=after):
+        if (ref := backup_ref(database, info.key)) is not None:
+            backups.add(ref)
+        elif (test := proofs.ref(database, info.key)) is not None:
+            tests.add(test)
+        elif info.key > f"{database}/proofs0":  # behind what begins with proofs/
+            break
+    return backups, tests
+
+
+def _sizes(catalog: Catalog, database: str) -> Iterator[tuple[str, int]]:
+    prefix, backup, size = f"{database}/data/", "", 0
+    for info in catalog.storage.list(prefix):
+        of = info.key.removeprefix(prefix).partition("/")[0]
+        if of != backup:
+            if backup:
+                yield backup, size
+            backup, size = of, 0
+        size += info.size
+    if backup:
+        yield backup, size
+
+
+def _headline(made: Manifest) -> Headline:
+    return Headline(
+        made.taken_at,
+        made.started_at,
+        made.finished_at,
+        made.raw_bytes,
+        made.stored_bytes,
+        len(made.tables),
+        made.rows,
+        made.server_version,
+    )
+
+
+def _tested(made: Proof) -> Tested:
+    checks = tuple((check.name, check.status, check.detail) for check in made.checks)
+    restore = made.phases.get("restore", made.seconds)
+    return Tested(made.id, made.taken_at, made.finished_at, made.status, made.level, made.seconds, restore, checks)

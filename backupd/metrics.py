@@ -1,0 +1,275 @@
+"""Numbers for Prometheus: every metric is named here, once. docs/metrics.md explains each.
+
+What the repository says comes from holdings, so it is right after a restart and on any host; what only a daemon knows
+(attempts, what runs, what is next) from its own loop. A scrape computes, and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from backupd import __version__
+from backupd.agenda import Job, Kind
+from backupd.jobs import Outcome
+from backupd.standing import Standing, overdue
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_DURATIONS = (1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400)  # seconds
+_STATUS = {"passed": 1.0, "failed": 0.0, "skipped": -1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All that there is to tell at `now`, but for what is counted."""
+
+    now: datetime
+    standings: tuple[Standing, ...] = ()
+    seen_at: datetime | None = None  # when the repository was looked at last
+    next_runs: Mapping[tuple[str, Kind], datetime] = field(default_factory=dict)
+    running: Mapping[Job, datetime] = field(default_factory=dict)  # and since when
+
+
+Value = Callable[[Standing, datetime], float | None]
+
+
+def _at(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
+
+
+def _seconds(length: timedelta | None) -> float | None:
+    return None if length is None else length.total_seconds()
+
+
+# Each name, its explanation, and its value for a database; None: there is nothing to tell.
+_GAUGES: tuple[tuple[str, str, Value], ...] = (
+    (
+        "backupd_backup_last_success_timestamp_seconds",
+        "Snapshot time of the newest backup in the repository.",
+        lambda s, _: _at(s.holdings.newest.taken_at) if s.holdings.newest else None,
+    ),
+    (
+        "backupd_backup_duration_seconds",
+        "How long the newest backup took.",
+        lambda s, _: _seconds(s.holdings.newest.duration) if s.holdings.newest else None,
+    ),
+    (
+        "backupd_backup_raw_bytes",
+        "Size of the newest backup before compression.",
+        lambda s, _: float(s.holdings.newest.raw_bytes) if s.holdings.newest else None,
+    ),
+    (
+        "backupd_backup_stored_bytes",
+        "Size of the newest backup as it is stored.",
+        lambda s, _: float(s.holdings.newest.stored_bytes) if s.holdings.newest else None,
+    ),
+    (
+        "backupd_backup_overdue_seconds",
+        "How long the next backup is overdue, by the schedule and with grace; 0: it is not.",
+        lambda s, now: _seconds(overdue(s.backup_expected, now)),
+    ),
+    (
+        "backupd_verify_last_success_timestamp_seconds",
+        "When a test restore passed last.",
+        lambda s, _: _at(s.holdings.last_passed.finished_at) if s.holdings.last_passed else None,
+    ),
+    (
+        "backupd_verify_last_status",
+        "Whether the last test restore with a verdict passed (1) or failed (0).",
+        lambda s, _: _STATUS[s.holdings.last_test.status] if s.holdings.last_test else None,
+    ),
+    (
+        "backupd_verify_overdue_seconds",
+        "How long the next test restore is overdue, by the schedule and with grace; 0: it is not.",
+        lambda s, now: _seconds(overdue(s.verify_expected, now)),
+    ),
+    (
+        "backupd_proven_backup_timestamp_seconds",
+        "Snapshot time of the newest backup that a test restore passed.",
+        lambda s, _: _at(s.holdings.newest_proven.taken_at) if s.holdings.newest_proven else None,
+    ),
+    (
+        "backupd_proven_restore_seconds",
+        "How long the restore of the newest proven backup took.",
+        lambda s, _: s.holdings.newest_proven.restore_seconds if s.holdings.newest_proven else None,
+    ),
+    ("backupd_retained_backups", "Backups in the repository.", lambda s, _: float(len(s.holdings.backups))),
+    (
+        "backupd_retention_excess_backups",
+        "Backups that retention does not keep and that are still there.",
+        lambda s, _: float(s.excess),
+    ),
+    (
+        "backupd_prune_paused",
+        "Whether nothing is pruned (1) because the newest proof failed.",
+        lambda s, _: float(s.pause is not None),
+    ),
+    (
+        "backupd_repository_bytes",
+        "What all backups of the database take in the repository.",
+        lambda s, _: float(s.holdings.repository_bytes),
+    ),
+)
+
+
+class _Gauges(Collector):
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        reading = self._read()
+        about = GaugeMetricFamily("backupd_build_info", "The program.", labels=["version", "python_version"])
+        about.add_metric([__version__, platform.python_version()], 1)
+        yield about
+        if reading.seen_at is not None:
+            yield GaugeMetricFamily(
+                "backupd_repository_view_age_seconds",
+                "How old what is told of the repository is.",
+                value=max(0.0, (reading.now - reading.seen_at).total_seconds()),
+            )
+        for name, text, value in _GAUGES:
+            family = GaugeMetricFamily(name, text, labels=["database"])
+            for standing in reading.standings:
+                found = value(standing, reading.now)
+                if found is not None:
+                    family.add_metric([standing.database], found)
+            yield family
+        checks = GaugeMetricFamily(
+            "backupd_verify_check_status",
+            "Each check of the last test restore: passed (1), failed (0), skipped (-1).",
+            labels=["database", "check"],
+        )
+        for standing in reading.standings:
+            for check, status, _ in standing.holdings.last_test.checks if standing.holdings.last_test else ():
+                checks.add_metric([standing.database, check], _STATUS[status])
+        yield checks
+        yield from _jobs(reading)
+
+
+def _jobs(reading: Reading) -> Iterator[Metric]:
+    labels = ["database", "job"]
+    ahead = GaugeMetricFamily("backupd_next_run_timestamp_seconds", "When a job is due next.", labels=labels)
+    for (database, kind), moment in reading.next_runs.items():
+        ahead.add_metric([database, kind], moment.timestamp())
+    yield ahead
+    runs = {(job.database, job.kind): since for job, since in reading.running.items()}
+    running = GaugeMetricFamily("backupd_job_running", "Whether a job runs now.", labels=labels)
+    began = GaugeMetricFamily("backupd_job_started_timestamp_seconds", "Since when a job runs.", labels=labels)
+    for database, kind in {**dict.fromkeys(reading.next_runs), **dict.fromkeys(runs)}:
+        running.add_metric([database, kind], float((database, kind) in runs))
+    for (database, job), since in runs.items():
+        began.add_metric([database, job], since.timestamp())
+    yield running
+    yield began
+
+
+class Metrics:
+    """Everything that is told, of what `read` returns and of the outcomes that were counted since the start."""
+
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(_Gauges(read))
+        self._ends: dict[Kind, Counter] = {
+            "backup": self._counter("backupd_backups", "Backups that ended, by outcome."),
+            "verify": self._counter("backupd_verifies", "Test restores that ended, by outcome."),
+            "prune": self._counter("backupd_prunes", "Prunings that ended, by outcome."),
+        }
+        self._seconds = Histogram(
+            "backupd_job_duration_seconds",
+            "How long jobs took.",
+            ["job"],
+            buckets=_DURATIONS,
+            registry=self.registry,
+        )
+        self._expected: set[tuple[str, Kind]] = set()
+        self._attempts = _Attempts()
+        self.registry.register(self._attempts)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, ["database", "outcome"], registry=self.registry)
+
+    def expect(self, database: str, kind: Kind) -> None:
+        """Begin at 0, so that the first failure is seen as an increase."""
+        self._expected.add((database, kind))
+        for outcome in _OUTCOMES[kind]:
+            self._ends[kind].labels(database, outcome)
+
+    def forget(self, database: str) -> None:
+        """The database is gone."""
+        self._attempts.forget(database)
+        for kind, counter in self._ends.items():
+            if (database, kind) in self._expected:
+                self._expected.remove((database, kind))
+                for outcome in _OUTCOMES[kind]:
+                    counter.remove(database, outcome)
+
+    def count(self, outcome: Outcome, now: datetime) -> None:
+        """A job has ended. What another host had done, or was doing, was no attempt."""
+        word = _WORDS.get(outcome.status)
+        if word is None:
+            return
+        job = outcome.job
+        self.expect(job.database, job.kind)
+        self._ends[job.kind].labels(job.database, word).inc()
+        self._seconds.labels(job.kind).observe(outcome.seconds)
+        self._attempts.note(job, now, well=word == "success")
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+_WORDS = {"done": "success", "unproven": "failed_proof", "failed": "failure", "interrupted": "failure"}
+_OUTCOMES: Mapping[Kind, tuple[str, ...]] = {
+    "backup": ("success", "failure"),
+    "verify": ("success", "failure", "failed_proof"),
+    "prune": ("success", "failure"),
+}
+_Last = tuple[datetime, bool]
+
+
+class _Attempts(Collector):
+    """The last attempt of each job of each database."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[Kind, str], _Last] = {}
+        self._pruned: dict[str, datetime] = {}
+
+    def note(self, job: Job, now: datetime, *, well: bool) -> None:
+        self._last[job.kind, job.database] = (now, well)
+        if job.kind == "prune" and well:
+            self._pruned[job.database] = now
+
+    def forget(self, database: str) -> None:
+        self._pruned.pop(database, None)
+        for key in [key for key in self._last if key[1] == database]:
+            del self._last[key]
+
+    def collect(self) -> Iterator[Metric]:
+        at = GaugeMetricFamily(
+            "backupd_backup_last_attempt_timestamp_seconds",
+            "When a backup ended last, well or not.",
+            labels=["database"],
+        )
+        status = GaugeMetricFamily(
+            "backupd_backup_last_status", "Whether the last backup was made (1) or failed (0).", labels=["database"]
+        )
+        for (kind, database), (moment, well) in list(self._last.items()):
+            if kind == "backup":
+                at.add_metric([database], moment.timestamp())
+                status.add_metric([database], float(well))
+        yield at
+        yield status
+        pruned = GaugeMetricFamily(
+            "backupd_prune_last_success_timestamp_seconds", "When pruning ended well last.", labels=["database"]
+        )
+        for database, moment in list(self._pruned.items()):
+            pruned.add_metric([database], moment.timestamp())
+        yield pruned
