@@ -1,7 +1,8 @@
 """Signals that ask us to end, as exceptions: whatever runs is cleaned up after, as after any failure.
 
 Python may raise them between any two of its instructions. In the middle of its own locks, that would leave one locked
-for ever, and whoever waits for it then waits for ever: there we put the signal off for a moment.
+for ever, and whoever waits for it then waits for ever: there we put the signal off for a moment. And a signal that
+comes just before a system call does not interrupt it: so another one follows soon.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from types import FrameType
 
 
@@ -28,6 +29,8 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _PATIENCE = 10.0  # seconds in which cleaning up after a signal is not interrupted by another
 _MOMENT = 0.02  # seconds until a signal that came at a bad moment comes again
+_NUDGES = (0.02, 0.1, 0.5)  # seconds
+_NUDGED = frozenset({*_ENDING, signal.SIGALRM})
 _last_signal = 0.0
 _put_off = 0  # the signal that comes again
 
@@ -97,9 +100,26 @@ def _again(lost: sys.UnraisableHookArgs) -> None:
     _soon(lost.exc_value.number)
 
 
+def _nudge(told: int) -> None:
+    """Python notes a signal and heeds it between two instructions: what blocks by then has to be interrupted again."""
+    main = threading.main_thread().ident
+    while numbers := os.read(told, 64):
+        if _NUDGED.isdisjoint(numbers):
+            continue
+        for pause in _NUDGES:
+            sleep(pause)
+            if main is not None:
+                signal.pthread_kill(main, signal.SIGURG)
+
+
 def heed() -> None:
     """From now on a signal that asks us to end raises Terminated in the main thread."""
     sys.unraisablehook = _again
+    told, telling = os.pipe()
+    os.set_blocking(telling, False)
+    signal.signal(signal.SIGURG, lambda *_: None)
+    signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
+    threading.Thread(target=_nudge, args=(told,), name="nudge", daemon=True).start()
     for each in _ENDING:
         if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup and shells set it, for a reason
             signal.signal(each, _terminate)

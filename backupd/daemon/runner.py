@@ -22,6 +22,7 @@ from backupd.config import Config
 from backupd.console import Style
 from backupd.daemon import worker
 from backupd.jobs import Outcome
+from backupd.postgres.tools import Survey
 
 _SHORT = ("/tmp", "/var/tmp")  # noqa: S108  (multiprocessing makes a private folder in it)
 _PATIENCE = 60.0  # seconds in which a job that was told to end may clean up
@@ -32,8 +33,8 @@ class _Running:
     process: ForkServerProcess
     answer: Connection
     began: float  # monotonic
+    deadline: float
     outcome: Outcome | None = None
-    deadline: float | None = None
     told: float | None = None  # when it was asked to end
     why: str = ""
 
@@ -70,13 +71,14 @@ class Runner:
     def is_idle(self) -> bool:
         return not self._running
 
-    def start(self, job: Job, config: Config, longest: timedelta | None) -> None:
+    def start(self, job: Job, config: Config, longest: timedelta, programs: Survey | None) -> None:
         """`longest`: after which it is ended. The job's process has what `config` has, and nothing more."""
         ours, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=worker.work, args=(config, job, self._style, theirs), name=str(job))
+        given = (config, job, self._style, programs, theirs)
+        process = self._context.Process(target=worker.work, args=given, name=str(job))
         process.start()
         theirs.close()  # its end is the job's
-        deadline = None if longest is None else monotonic() + longest.total_seconds()
+        deadline = monotonic() + longest.total_seconds()
         self._running[job] = _Running(process, ours, monotonic(), deadline=deadline)
 
     def wait(self, seconds: float, others: Sequence[Any] = ()) -> list[Outcome]:
@@ -126,7 +128,7 @@ class Runner:
         for running in self._running.values():
             if running.told is not None and now - running.told > _PATIENCE:
                 running.process.kill()
-            elif running.deadline is not None and now > running.deadline:
+            elif now > running.deadline:
                 self._ask(running, "it ran longer than max_duration")
 
     def _ask(self, running: _Running, why: str) -> None:

@@ -38,6 +38,7 @@ from backupd.daemon.telling import check as check_messages
 from backupd.errors import BackupdError, ConfigError, StorageError
 from backupd.jobs import Outcome
 from backupd.metrics import Metrics
+from backupd.postgres import tools
 from backupd.repository import opened
 
 _TICK = 1.0  # seconds
@@ -54,6 +55,7 @@ class _Seen:
     last: Mapping[tuple[str, Kind], datetime | None]
     unknown: Sequence[tuple[str, Kind]]  # of which the storage would not say
     troubles: Mapping[str, BackupdError]
+    programs: tools.Survey
 
 
 @dataclass
@@ -73,6 +75,7 @@ class Daemon:
         self._teller = Teller(lambda text: self._say(text, "warning"))
         self._looker = Background("look")
         self._looks_since = 0.0  # monotonic
+        self._programs: tools.Survey | None = None  # of PostgreSQL, on this machine
         self._look_ahead: Future[_Seen] | None = None
         self._ended: dict[str, float] = {}  # when a job of a database last ended: older looks say nothing of it
         self.metrics = Metrics(self.state.reading)
@@ -156,7 +159,8 @@ class Daemon:
         if job.kind == "backup" and not self._outcomes.was_busy(job):
             self._teller.ping(database.ping_url, "start")
         try:
-            self.runner.start(job, configuration.only(self.state.config, database), database.max_duration)
+            config = configuration.only(self.state.config, database)
+            self.runner.start(job, config, database.max_duration, self._programs)
         except (OSError, EOFError) as error:  # no process, no memory
             self.state.agenda.put_off(job, times.now() + BUSY_AGAIN)
             self._say(f"a job cannot be started: {error}", "error", job)
@@ -201,6 +205,7 @@ class Daemon:
             self._say(f"{name or 'the storage'} answers again")
         self._troubles = troubles
         self.health.ready = "" not in troubles
+        self._programs = seen.programs
         silent = seen.troubles.keys() & self.state.config.clusters.keys()  # their databases may be there all the same
         known = self._of_clusters(name for name in self.state.databases.keys() - seen.databases.keys())
         known = {name: each for name, each in known.items() if name.partition(".")[0] in silent}
@@ -387,7 +392,7 @@ def look(config: Config) -> _Seen:
         troubles = {name: each for name, each in troubles.items() if name not in found.databases}
         troubles[""] = _of_the_storage(next(each for each in answers.values() if isinstance(each, StorageError)))
         unknown = []
-    return _Seen(began, found.databases, last, unknown, troubles)
+    return _Seen(began, found.databases, last, unknown, troubles, tools.survey(config.postgres.bin_dirs, anew=True))
 
 
 def _of_the_storage(error: StorageError | ConfigError) -> BackupdError:

@@ -19,19 +19,23 @@ from backupd.config import Config
 from backupd.console import Style
 from backupd.errors import BackupdError
 from backupd.jobs import Outcome
+from backupd.postgres import lifetime, tools
 from backupd.storage.connect import preload
 
 preload()
+lifetime.tied(signal.SIGTERM, [])  # asks setpriv what it knows, once for all jobs
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-def work(config: Config, job: Job, style: Style, answer: Connection) -> None:
-    """Do the job, and send its outcome."""
+def work(config: Config, job: Job, style: Style, programs: tools.Survey | None, answer: Connection) -> None:
+    """Do the job, and send its outcome. `programs`: what the daemon found on this machine."""
     fields = {"database": job.database, "job": job.kind}
     try:
         signals.heed()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which lets its jobs finish
         _end_with_the_daemon()
+        if programs is not None:
+            tools.remember(config.postgres.bin_dirs, programs)
         outcome = jobs.perform(config, job, console.Log(style, fields))
     except signals.Terminated as error:
         notes = "; ".join(getattr(error, "__notes__", []))

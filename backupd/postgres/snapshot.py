@@ -222,23 +222,22 @@ class Watch:
     def _run(self) -> None:
         patience = min(filter(None, (self._timeout, self._give_way_after)))
         interval = min(2.0, patience.total_seconds() / 2)
-        while not self._done.wait(interval) and self.error is None:
-            try:
+        while True:
+            # If the server is gone, every other part of the backup notices; else it has room again soon.
+            with suppress(PostgresError, psycopg.Error):
                 self._look_on(interval)
-            except (PostgresError, psycopg.Error):
-                continue  # if the server is gone, every other part of the backup notices; else it has room again soon
+            if self._done.wait(interval) or self.error is not None:
+                return
 
     def _look_on(self, interval: float) -> None:
         with closing(connect(self._source.dsn)) as connection:
             query = Interruptible(connection)
             self._running.add(query)
             try:
-                while self.error is None:
+                while not self._done.wait(interval) and self.error is None:
                     self._look(connection)
                     if self._give_way_after:
                         self._look_behind(connection)
-                    if self._done.wait(interval):
-                        return
             finally:
                 self._running.remove(query)
 

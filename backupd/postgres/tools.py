@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import re
@@ -77,9 +76,20 @@ class Survey:
     skipped: tuple[tuple[Path, str], ...]  # a folder, and why it is of no use
 
 
-def survey(bin_dirs: Sequence[Path] = ()) -> Survey:
-    """Look everywhere, once per process: `bin_dirs`, PATH, the usual folders, the wheels."""
-    return _survey(tuple(bin_dirs), os.environ.get("PATH", os.defpath))
+def survey(bin_dirs: Sequence[Path] = (), *, anew: bool = False) -> Survey:
+    """Look everywhere, once per process or `anew`: `bin_dirs`, PATH, the usual folders, the wheels."""
+    key = (tuple(bin_dirs), os.environ.get("PATH", os.defpath))
+    if anew or key not in _known:
+        _known[key] = _survey(*key)
+    return _known[key]
+
+
+def remember(bin_dirs: Sequence[Path], found: Survey) -> None:
+    """What another process found here: it need not be looked for again."""
+    _known[tuple(bin_dirs), os.environ.get("PATH", os.defpath)] = found
+
+
+_known: dict[tuple[tuple[Path, ...], str], Survey] = {}
 
 
 def find_installations(bin_dirs: Sequence[Path] = ()) -> list[Installation]:
@@ -128,7 +138,6 @@ def choose_server(installations: Sequence[Installation], major: int | None) -> I
     return min(servers, key=lambda found: (found.wheel, -found.major))
 
 
-@functools.lru_cache(maxsize=16)
 def _survey(bin_dirs: tuple[Path, ...], search_path: str) -> Survey:
     found: dict[Path, Installation] = {}
     skipped: dict[Path, str] = {}

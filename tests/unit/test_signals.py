@@ -63,3 +63,27 @@ def test_a_signal_at_any_moment_ends_the_work() -> None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     assert rounds == ROUNDS
+
+
+LATE = """
+import os, signal, threading, time
+from backupd import signals
+
+signals.heed()
+
+def late():
+    time.sleep(0.2)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+threading.Thread(target=late).start()
+try:
+    os.read(os.pipe()[0], 1)
+except signals.Terminated:
+    print("ended")
+"""
+
+
+def test_a_signal_that_interrupts_no_system_call_ends_it_all_the_same() -> None:
+    """It came just before the call, or another thread took it: Python noted it, and would heed it after the call."""
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr

@@ -21,7 +21,7 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tools, "USUAL_FOLDERS", (str(tmp_path / "lib/*/bin"),))
     monkeypatch.setattr(tools, "WHEELS", ())
     monkeypatch.setenv("PATH", str(tmp_path / "no-such-folder"))
-    tools._survey.cache_clear()
+    tools._known.clear()
 
 
 def script(path: Path, body: str) -> Path:
