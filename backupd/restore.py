@@ -12,7 +12,7 @@ from functools import partial
 from backupd import pipeline, times
 from backupd.catalog import Catalog
 from backupd.crypto import age
-from backupd.errors import BusyError, IntegrityError, ProofError
+from backupd.errors import BusyError, IntegrityError, PostgresError, ProofError
 from backupd.manifest import SHARED_STREAM, Stream, Table
 from backupd.postgres import archive, database, properties, roles, workers
 from backupd.postgres.mark import Mark, Marker, unfinished
@@ -83,10 +83,7 @@ def run(plan: RestorePlan, catalog: Catalog, identities: Sequence[age.Identity],
                 _load_all(work)
                 work.note(loaded=True)
             progress.phase("building indexes and constraints")
-            if again:  # what pg_restore --clean would leave, and what it would drop too much
-                database.drop_loose_indexes(plan.dsn)
-                database.drop_subscriptions(plan.dsn)
-            work.restorer.schema("post-data", schema, jobs=plan.jobs, again=again)
+            _build(work, schema, again=again)
             progress.phase("gathering statistics")
             warnings = database.analyze(plan.dsn, plan.jobs, work.running)
             work.still_ours()
@@ -95,6 +92,25 @@ def run(plan: RestorePlan, catalog: Catalog, identities: Sequence[age.Identity],
                 warnings += properties.apply_properties(plan.server, plan.target, wanted, owners=plan.owners)
         swapped = _take_name(plan, progress) if plan.replaces is not None else None
     return Restored(plan, (times.now() - began).total_seconds(), swapped, (*refused, *warnings))
+
+
+def _build(work: _Work, schema: int, *, again: bool) -> None:
+    """Indexes, constraints, triggers and the like; `again`: some may be there. Where pg_restore's parallel jobs lock
+    each other out (it does not know what a partitioned table's trigger locks), once more with a single one."""
+    try:
+        _build_with(work, schema, jobs=work.plan.jobs, again=again)
+    except PostgresError as error:
+        if work.plan.jobs == 1 or "deadlock detected" not in error.detail:
+            raise
+        work.progress.warn("two jobs of pg_restore locked each other out: the rest is built once more, by a single one")
+        _build_with(work, schema, jobs=1, again=True)
+
+
+def _build_with(work: _Work, schema: int, *, jobs: int, again: bool) -> None:
+    if again:  # what pg_restore --clean would leave, and what it would drop too much
+        database.drop_loose_indexes(work.plan.dsn)
+        database.drop_subscriptions(work.plan.dsn)
+    work.restorer.schema("post-data", schema, jobs=jobs, again=again)
 
 
 # ---- the rows

@@ -13,8 +13,9 @@ import click
 import psycopg
 import pytest
 
-from backupd import __version__
+from backupd import __version__, jobs
 from backupd.cli import app
+from backupd.config import load
 from backupd.postgres import claim
 from backupd.postgres.server import ThrowawayServer
 from tests.postgres import NewDatabase, drop_database
@@ -340,6 +341,33 @@ def test_hangup_in_a_restore_leaves_no_database(shop: Site, pg15: ThrowawayServe
     assert process.returncode == 128 + signal.SIGHUP
     assert "was removed" in errors
     assert not left
+
+
+def test_jobs_that_lock_each_other_out_are_followed_by_one(shop: Site, pg15: ThrowawayServer, tmp_path: Path) -> None:
+    """As pg_restore's do now and then with partitions: the parallel one fails here half-way."""
+    source = jobs.dsn(load(shop.config, shop.environ).databases["shop"])
+    with psycopg.connect(source.text()) as connection:
+        connection.execute("create table keyed (id int primary key, other int unique)")
+        connection.execute("create index on keyed (id, other)")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("pg_dump", "pg_dumpall", "pg_restore"):
+        real = Path("/usr/lib/postgresql/15/bin") / name
+        fails = f'''case "$*" in *--section=post-data*--jobs=2*)
+"{real}" "$@" || exit 1; echo "pg_restore: error: could not execute query: ERROR:  deadlock detected" >&2; exit 1;; esac
+'''
+        (programs / name).write_text(f'#!/bin/sh\n{fails if name == "pg_restore" else ""}exec "{real}" "$@"\n')
+        (programs / name).chmod(0o755)
+    shop.set("bin_dirs", json.dumps([str(programs)]), table="postgres")
+    shop.run("backup", "shop")
+    try:
+        outcome = shop.run("restore", "shop", "--at", "latest", "--into", "cli_again", "--jobs", "2", "--yes")
+        assert "locked each other out" in outcome.err
+        with psycopg.connect(pg15.dsn("cli_again")) as connection:
+            indexes = connection.execute("select from pg_indexes where tablename = 'keyed'").rowcount
+        assert indexes == 3
+    finally:
+        drop_database(pg15, "cli_again")
 
 
 _ENDED_IN_A_DESTRUCTOR = """
