@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import settings
 
@@ -18,6 +20,12 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name a case by its long texts' argument, not by the texts: they may be made of random keys, and the processes
     of one run must agree on every name. pytest numbers those that are alike."""
     return argname if isinstance(val, str | bytes) and len(val) > 24 else None
+
+
+# nohup, and a shell that starts us in the background, have these ignored, which every program of ours would inherit.
+for _number, _usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 @pytest.fixture
