@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace as with_changes
+from datetime import timedelta
 
-from backupd import check_server, preflight
+from backupd import check_server, preflight, schedules, times
 from backupd.catalog import Catalog
 from backupd.config import Config
 from backupd.config_models import Database
+from backupd.config_values import Schedule
 from backupd.errors import BackupdError, IntegrityError, ObjectExistsError, StorageError
 from backupd.finding import Finding, failed
 from backupd.postgres.session import Dsn
@@ -34,6 +36,7 @@ def examine(
     yield from _storage(config)
     for database, dsn in zip(databases, dsns, strict=True):
         yield from check_server.examine(config, database, dsn)
+        yield _schedule(database)
         yield from _hooks(database)
     for name in config.clusters.keys() - troubles.keys():
         members = [each.name for each in databases if each.name.startswith(f"{name}.")]
@@ -91,6 +94,27 @@ def _tools(config: Config) -> Finding:
         hint = "Install postgresql-client, or pip install 'backupd[postgres]', or name bin_dirs in [postgres]."
         return Finding("tools", "failed", "no PostgreSQL client was found", hint, 6)
     return Finding("tools", "ok", "PostgreSQL clients " + ", ".join(str(each) for each in found))
+
+
+def _schedule(database: Database) -> Finding:
+    """What the daemon would do, and when: a key that stands in the wrong table shows here."""
+
+    def when(wanted: Schedule | None) -> str:
+        if wanted is None:
+            return "never"
+        slot = schedules.after(wanted, database.timezone, times.now())
+        return f"{wanted.text}, next {times.iso(slot) if slot else 'never'}"
+
+    given = database.retention.model_dump(exclude_defaults=True) if database.retention else {}
+    rules = [
+        f"{rule} {times.human_duration(value) if isinstance(value, timedelta) else value}"
+        for rule, value in given.items()
+    ]
+    detail = (
+        f"backup {when(database.schedule)}; verify {when(database.verify.schedule)};"
+        f" retention {', '.join(rules) or 'keeps all'}; time zone {database.timezone.key}"
+    )
+    return Finding(f"{database.name}: schedule", "ok", detail)
 
 
 def _hooks(database: Database) -> Iterator[Finding]:

@@ -224,11 +224,11 @@ def run_(given: Globals) -> int:
 
 @app.command("metrics")
 @click.pass_obj
-def metrics_(given: Globals) -> None:
+def metrics_(given: Globals) -> int:
     """Print what the repository says in Prometheus' text format, for a textfile collector. The daemon has /metrics."""
     from backupd.commands import metrics as command
 
-    command.show(given.config)
+    return command.show(given.style, given.config)
 
 
 @app.command()

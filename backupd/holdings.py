@@ -15,7 +15,7 @@ from functools import partial
 
 from backupd import proofs, times
 from backupd.catalog import BackupRef, Catalog, backup_ref
-from backupd.errors import IntegrityError, NoBackupError
+from backupd.errors import IntegrityError, NoBackupError, StorageError
 from backupd.manifest import Manifest
 from backupd.proof import Proof
 from backupd.proofs import ProofRef
@@ -101,24 +101,36 @@ class Keeper:
         self._known: dict[str, Holdings] = {}
         self._tests: dict[str, Tested | None] = {}  # by the proof's key
         self._deleted: set[str] = set()  # databases of which something was
+        self.troubles: Mapping[str, StorageError] = {}  # of the last refresh
 
     def refresh(self, catalog: Catalog, databases: Iterable[str]) -> Mapping[str, Holdings]:
-        """What there is now, by database. Raises StorageError, and what is known stays as it was."""
+        """What there is now, by database. One that the storage says nothing of stays as it was known, or is left out:
+        `troubles` says why. Raises StorageError if that is all of them."""
         names = list(databases)
         quota = max(1, _MANIFESTS // max(1, len(names)))
         catalog.repository_id()  # once, before many threads ask for it
         with ThreadPoolExecutor(_READERS, thread_name_prefix="holdings") as readers:
-            found = list(readers.map(partial(self._one, catalog, quota), names))
-        self._known = dict(zip(names, found, strict=True))
-        keys = {ref.key for each in found for ref in each.proofs}
+            answers = dict(zip(names, readers.map(partial(self._tried, catalog, quota), names), strict=True))
+        self.troubles = {name: each for name, each in answers.items() if isinstance(each, StorageError)}
+        if names and len(self.troubles) == len(names):
+            raise self.troubles[names[0]]
+        found = {name: each for name, each in answers.items() if not isinstance(each, StorageError)}
+        self._known = {name: known for name, known in self._known.items() if name in self.troubles} | found
+        keys = {ref.key for each in self._known.values() for ref in each.proofs}
         self._tests = {key: tested for key, tested in self._tests.items() if key in keys}
-        return self._known
+        return {name: self._known[name] for name in names if name in self._known}
 
     def forget(self, database: str) -> None:
         """Ask for everything of it next time: something was deleted."""
         self._deleted.add(database)
 
     # ---- one database
+
+    def _tried(self, catalog: Catalog, quota: int, database: str) -> Holdings | StorageError:
+        try:
+            return self._one(catalog, quota, database)
+        except StorageError as error:
+            return error
 
     def _one(self, catalog: Catalog, quota: int, database: str) -> Holdings:
         now = times.now()

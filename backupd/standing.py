@@ -57,8 +57,9 @@ def standing(database: Database, holdings: Holdings, jitter: timedelta, now: dat
 def all_of(
     databases: Mapping[str, Database], holdings: Mapping[str, Holdings], jitter: timedelta
 ) -> tuple[Standing, ...]:
+    """Of those whose holdings are known."""
     now = times.now()
-    return tuple(standing(database, holdings[name], jitter, now) for name, database in databases.items())
+    return tuple(standing(databases[name], each, jitter, now) for name, each in holdings.items())
 
 
 def overdue(expected: datetime | None, now: datetime) -> timedelta | None:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from backupd import console
 from backupd.commands import opening
+from backupd.console import Style
 
 
-def show(path: str | None) -> None:
-    """What the repository and the schedules say, for a textfile collector. What only a daemon knows is not in it."""
+def show(style: Style, path: str | None) -> int:
+    """What the repository and the schedules say, for a textfile collector; what only a daemon knows is not in it.
+    Of what can't be asked only that is said: on stderr, and by the exit code."""
     from backupd import discovery, standing, times
     from backupd.agenda import Agenda, Kind
-    from backupd.daemon.service import plans
     from backupd.holdings import Keeper
     from backupd.metrics import Metrics, Reading
+    from backupd.plans import plans
     from backupd.repository import opened
 
     config = opening.load(path)
     found = discovery.every(config)
-    for trouble in found.troubles.values():
-        raise trouble
     now = times.now()
     with opened(config) as catalog:
-        holdings = Keeper(headlines=1).refresh(catalog, found.databases)
+        keeper = Keeper(headlines=1)
+        holdings = keeper.refresh(catalog, found.databases)
     agenda = Agenda(plans(config, found.databases))
     kinds: tuple[Kind, ...] = ("backup", "verify")
     for name, each in holdings.items():
@@ -35,3 +36,7 @@ def show(path: str | None) -> None:
         next_runs={key: moment for key, moment in ahead.items() if moment is not None},
     )
     console.emit(Metrics(lambda: reading).text().decode().rstrip())
+    troubles = [*found.troubles.values(), *keeper.troubles.values()]
+    for trouble in troubles:
+        console.show_error(style, trouble)
+    return troubles[0].exit_code if troubles else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -46,7 +46,7 @@ class Outcomes:
         self._metrics = metrics
         self._say = say
         self._busy: dict[tuple[str, Kind], _Busy] = {}  # what another host is at
-        self._long: set[Job] = set()  # that run over their next slot
+        self._long: set[tuple[str, Kind]] = set()  # that ran over their next slot, and somebody was told
         self._failing: set[tuple[str, Kind]] = set()  # of which somebody was told
 
     def was_busy(self, job: Job) -> bool:
@@ -80,19 +80,16 @@ class Outcomes:
             self._say(f"{outcome.summary}: it is waited for", "info", job, outcome)
         if job.slot > busy.slot and not busy.told:
             busy.told = True
-            self._report(
-                replace(outcome, summary=f"since {times.iso(busy.slot)} another run is at it: {outcome.summary}")
-            )
+            self._report(outcome, f"not done, as another run has been at it since {times.iso(busy.slot)}")
 
     def look_at_the_long(self, now: datetime) -> None:
-        """What still runs when its next slot comes is told of, once: it may hang."""
-        running = set(self._state.agenda.overrunning(now))
-        for job in running - self._long:
-            since = self._state.agenda.since[job]
-            text = f"it has run since {times.iso(since)}, and the next one is due"
-            self._say(text, "warning", job)
-            self._tell(job, f"backupd: {job} runs for long", text)
-        self._long = running
+        """What still runs when its next slot comes may hang: somebody is told, until one ends in time once."""
+        for job in self._state.agenda.overrunning(now):
+            if (job.database, job.kind) not in self._long:
+                self._long.add((job.database, job.kind))
+                text = f"it has run since {times.iso(self._state.agenda.since[job])}, and the next one is due"
+                self._say(text, "warning", job)
+                self._tell(job, f"backupd: {job} runs for long", text)
 
     def _succeeded(self, outcome: Outcome, now: datetime) -> None:
         job = outcome.job
@@ -100,6 +97,8 @@ class Outcomes:
         if missed is not None:
             text = f"it ran for {outcome.seconds:.0f} s, over the slot of {times.iso(missed)}, which is left out"
             self._say(text, "warning", job, outcome)
+        else:
+            self._long.discard((job.database, job.kind))
         if outcome.status == "elsewhere":
             self._say(outcome.summary, "info", job, outcome)
             if job.kind == "backup":  # what was started is done, whoever did it
@@ -122,7 +121,7 @@ class Outcomes:
     def _works_again(self, job: Job, text: str) -> None:
         if (job.database, job.kind) in self._failing:
             self._failing.remove((job.database, job.kind))
-            self._tell(job, f"backupd: {job} works again", text)
+            self._tell(job, f"backupd: {job} works again", text, well=True)
 
     def _failed(self, outcome: Outcome, now: datetime) -> None:
         job, error = outcome.job, outcome.error or {}
@@ -131,20 +130,21 @@ class Outcomes:
         if again is not None:
             self._say(f"failed, tried again at {times.iso(again)}: {': '.join(lines)}", "warning", job, outcome)
             return
-        self._report(outcome)
+        self._report(outcome, "failed, and not tried again before its next slot")
 
-    def _report(self, outcome: Outcome) -> None:
+    def _report(self, outcome: Outcome, how: str) -> None:
         """Somebody is to see to it."""
         job, error = outcome.job, outcome.error or {}
         lines = [outcome.summary, *filter(None, [error.get("detail"), error.get("hint")])]
-        self._say(f"failed: {': '.join(lines)}", "error", job, outcome)
+        self._say(f"{how}: {': '.join(lines)}", "error", job, outcome)
         if job.kind == "backup":
             self._teller.ping(self._ping_url(job), "fail", "\n".join(lines))
         self._failing.add((job.database, job.kind))
-        self._tell(job, f"backupd: {job} failed", "\n".join(lines))
+        self._tell(job, f"backupd: {job} failed", "\n".join([*lines, how]))
 
     def _ping_url(self, job: Job) -> SecretStr | None:
         return self._state.databases[job.database].ping_url if job.database in self._state.databases else None
 
-    def _tell(self, job: Job, title: str, body: str) -> None:
-        self._teller.message(self._state.config.notify, title, f"{body}\nHost: {socket.gethostname()}")
+    def _tell(self, job: Job, title: str, body: str, *, well: bool = False) -> None:
+        about = f"Due: {times.iso(job.slot)}\nHost: {socket.gethostname()}"
+        self._teller.message(self._state.config.notify, title, f"{body}\n{about}", well=well)

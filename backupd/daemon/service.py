@@ -8,26 +8,24 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
-from functools import partial
 from pathlib import Path
 from time import monotonic
 
 import schedule
 
 from backupd import config as configuration
-from backupd import console, discovery, jobs, times
-from backupd.agenda import Agenda, Job, Kind, Plan, Retry
-from backupd.catalog import Catalog
+from backupd import console, times
+from backupd.agenda import Agenda, Job
 from backupd.config import Config
 from backupd.config_models import Database
 from backupd.console import Style
 from backupd.daemon.background import Background
 from backupd.daemon.health import Health, serve
+from backupd.daemon.looking import Seen, look
 from backupd.daemon.outcomes import BUSY_AGAIN, Outcomes
 from backupd.daemon.runner import Runner
 from backupd.daemon.state import State
@@ -35,27 +33,14 @@ from backupd.daemon.survey import Survey
 from backupd.daemon.systemd import Systemd
 from backupd.daemon.telling import Teller
 from backupd.daemon.telling import check as check_messages
-from backupd.errors import BackupdError, ConfigError, StorageError
+from backupd.errors import ConfigError
 from backupd.jobs import Outcome
 from backupd.metrics import Metrics
+from backupd.plans import plans
 from backupd.postgres import tools
-from backupd.repository import opened
 
 _TICK = 1.0  # seconds
 _LONGEST_LOOK = 600.0  # seconds
-_READERS = 8  # databases whose repository is asked at a time
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What a look at the servers and the storage found."""
-
-    began: float  # monotonic
-    databases: Mapping[str, Database]
-    last: Mapping[tuple[str, Kind], datetime | None]
-    unknown: Sequence[tuple[str, Kind]]  # of which the storage would not say
-    troubles: Mapping[str, BackupdError]
-    programs: tools.Survey
 
 
 @dataclass
@@ -76,7 +61,7 @@ class Daemon:
         self._looker = Background("look")
         self._looks_since = 0.0  # monotonic
         self._programs: tools.Survey | None = None  # of PostgreSQL, on this machine
-        self._look_ahead: Future[_Seen] | None = None
+        self._look_ahead: Future[Seen] | None = None
         self._ended: dict[str, float] = {}  # when a job of a database last ended: older looks say nothing of it
         self.metrics = Metrics(self.state.reading)
         self._survey = Survey(self.state, lambda text: self._say(text, "error"))
@@ -92,7 +77,8 @@ class Daemon:
         """Until SIGTERM or SIGINT. Raises ConfigError before it began."""
         self._reload = bool(self.hung_up)
         with self._signals() as woken, self._answering():
-            self._say(f"backupd runs: {len(self.state.databases)} databases, {self.runner.limit} jobs at a time")
+            databases = f"{len(self.state.databases)} databases, {self.runner.limit} jobs at a time"
+            self._say(f"backupd runs: {databases}, by {self.path}")
             if not self.state.agenda.plans and not self.state.config.clusters:
                 self._say("no database has a schedule: nothing will be done", "warning")
             self._wind_up()
@@ -195,7 +181,7 @@ class Daemon:
             self._looks_since = monotonic()
             self._look_ahead = self._looker.submit(look, self.state.config)
 
-    def _learn(self, seen: _Seen) -> None:
+    def _learn(self, seen: Seen) -> None:
         troubles = {name: ": ".join(filter(None, [e.message, e.detail, e.hint])) for name, e in seen.troubles.items()}
         for name, text in troubles.items():
             if self._troubles.get(name) != text:  # once, not every few minutes
@@ -258,16 +244,26 @@ class Daemon:
             console.show_error(self.style, error)
             self._say("the configuration was not changed: the one before goes on", "error")
         else:
+            self._say_what_needs_a_restart(config)
+            before = set(self.state.databases)
             self.state.config = config
             self.runner.limit = config.daemon.jobs
             discovered = self._of_clusters(self.state.databases)
             self.state.databases = {**config.databases, **discovered}
+            for name in before - self.state.databases.keys():
+                self.metrics.forget(name)
+            self._survey.begin_soon()
             self._plan()
             self._wind_up()
-            self._look_ahead = None  # one that goes on goes by the configuration before
+            # One that goes on goes by the configuration before.
+            self._looker, self._look_ahead = Background("look"), None
             self._look()
             self._say(f"the configuration was read again: {len(self.state.databases)} databases")
         self.systemd.tell("READY=1")
+
+    def _say_what_needs_a_restart(self, config: Config) -> None:
+        if config.server != self.state.config.server:
+            self._say("[server] has changed, which takes effect when backupd is started again", "warning")
 
     # ---- signals and words
 
@@ -301,6 +297,7 @@ class Daemon:
             self._say(f"health checks are not answered: cannot listen on {where}: {error.strerror}", "warning")
             yield
             return
+        self._say("answers at http://{}:{}: /metrics, /healthz, /readyz".format(*self.state.config.server.listen))
         try:
             yield
         finally:
@@ -344,58 +341,3 @@ class Daemon:
         if text != self._status:
             self._status = text
             self.systemd.tell(f"STATUS={text}")
-
-
-def plans(config: Config, databases: Mapping[str, Database]) -> dict[tuple[str, Kind], Plan]:
-    """What the configuration wants done, and when."""
-    found: dict[tuple[str, Kind], Plan] = {}
-    retry = Retry(config.daemon.retries, config.daemon.retry_delay)
-    for name, database in databases.items():
-        for kind, wanted in (("backup", database.schedule), ("verify", database.verify.schedule)):
-            if wanted is not None:
-                width = config.daemon.jitter if wanted.every is None else min(config.daemon.jitter, wanted.every / 2)
-                window = database.window if kind == "backup" else None
-                found[name, kind] = Plan(wanted, database.timezone, window, width, retry)  # type: ignore[index]
-        if database.schedule is not None:
-            found[name, "prune"] = Plan(None, database.timezone, retry=retry)
-    return found
-
-
-def look(config: Config) -> _Seen:
-    """Ask the clusters for their databases, and the storage for the newest backup and test restore of each."""
-    began = monotonic()
-    found = discovery.every(config)
-    troubles: dict[str, BackupdError] = dict(found.troubles)
-    last: dict[tuple[str, Kind], datetime | None] = {}
-    wanted: list[tuple[str, Kind]] = [(name, kind) for name in found.databases for kind in ("backup", "verify")]
-    unknown: list[tuple[str, Kind]] = []
-
-    def newest(catalog: Catalog, key: tuple[str, Kind]) -> datetime | StorageError | None:
-        try:
-            return jobs.newest(catalog, *key)
-        except StorageError as error:
-            return error
-
-    try:
-        with opened(config) as catalog, ThreadPoolExecutor(_READERS, thread_name_prefix="reader") as readers:
-            answers = dict(zip(wanted, readers.map(partial(newest, catalog), wanted), strict=True))
-    except (StorageError, ConfigError) as error:
-        answers = {}
-        troubles[""] = _of_the_storage(error)
-    for key, answer in answers.items():
-        if isinstance(answer, StorageError):
-            unknown.append(key)
-            troubles[key[0]] = _of_the_storage(answer)
-        else:
-            last[key] = answer
-    if unknown and not last:  # nothing of one database alone
-        troubles = {name: each for name, each in troubles.items() if name not in found.databases}
-        troubles[""] = _of_the_storage(next(each for each in answers.values() if isinstance(each, StorageError)))
-        unknown = []
-    return _Seen(began, found.databases, last, unknown, troubles, tools.survey(config.postgres.bin_dirs, anew=True))
-
-
-def _of_the_storage(error: StorageError | ConfigError) -> BackupdError:
-    said = "the storage could not be asked what there is: "
-    error.message = said + error.message.removeprefix(said)
-    return error

@@ -38,9 +38,13 @@ class Survey:
 
     def changed(self, outcome: Outcome) -> None:
         """A job has ended, and may have changed what there is."""
-        self._stale = True
+        if outcome.status != "busy":
+            self.begin_soon()
         if outcome.facts.get("dropped") or outcome.facts.get("leftovers"):
             self._keeper.forget(outcome.job.database)
+
+    def begin_soon(self) -> None:
+        self._stale = True
 
     def turn(self) -> None:
         """To be called every second."""

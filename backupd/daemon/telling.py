@@ -46,9 +46,10 @@ class Teller:
         self._background = Background("telling")
         self._waiting = 0
 
-    def message(self, wanted: Notify, title: str, body: str) -> None:
+    def message(self, wanted: Notify, title: str, body: str, *, well: bool = False) -> None:
+        """`well`: it is good news."""
         if wanted.urls:
-            self._later(lambda: self._send(wanted, title, body))
+            self._later(lambda: self._send(wanted, title, body, well=well))
 
     def ping(self, url: SecretStr | None, event: Event, text: str = "") -> None:
         """As healthchecks.io and its like have it: URL/start, URL, URL/fail; the text is the body."""
@@ -77,12 +78,13 @@ class Teller:
         finally:
             self._waiting -= 1
 
-    def _send(self, wanted: Notify, title: str, body: str) -> None:
+    def _send(self, wanted: Notify, title: str, body: str, *, well: bool) -> None:
         import apprise
 
+        kind = apprise.NotifyType.SUCCESS if well else apprise.NotifyType.FAILURE
         for number, url in enumerate(wanted.urls):
             service = apprise.Apprise()
-            if not (service.add(url.get_secret_value()) and service.notify(title=title, body=body)):
+            if not (service.add(url.get_secret_value()) and service.notify(title=title, body=body, notify_type=kind)):
                 self._complain(f"a message could not be sent to notify.urls[{number}]")
 
     def _ping(self, place: str, text: str) -> None:

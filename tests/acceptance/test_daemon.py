@@ -127,7 +127,7 @@ def test_one_that_fails_is_tried_again_and_delays_nobody(tmp_path: Path, dsn: st
         site.environ["PING"] = "secret-uuid"
         with daemon(site) as running:
             running.wait(database="shop", job="backup", status="done")
-            (failed,) = running.wait(message="failed:", database="broken", level="error")
+            (failed,) = running.wait(message="not tried again", database="broken", level="error")
             assert len(running.find(message="tried again at", database="broken")) == 2
             assert "cannot connect" in failed["message"]
             assert until(lambda: any(path == "/message" for path, _ in received), 20)
@@ -212,7 +212,7 @@ def test_one_whose_folder_cannot_be_read_stops_no_other(
     (site.folder / "repository" / "torn").write_text("no folder")
     with daemon(site) as running:
         running.wait(database="shop", job="backup", status="done")
-        running.wait(database="torn", job="backup", message="failed:", level="error")
+        running.wait(database="torn", job="backup", message="not tried again", level="error")
         assert running.stop() == 0
 
 
@@ -227,7 +227,7 @@ def test_it_ends_although_the_storage_does_not_answer(tmp_path: Path) -> None:
         site.environ["SECRET"] = "b"
         with daemon(site) as running:
             running.wait(message="backupd runs")
-            assert not until(lambda: len(running.lines()) > 1, 2)  # it asks, and waits
+            assert not until(lambda: len(running.lines()) > 2, 2)  # it asks, and waits
             assert running.stop(seconds=15) == 0
 
 
@@ -459,7 +459,12 @@ def test_a_hook_may_leave_something_running(site: Site) -> None:
 def test_check_looks_at_what_runs_only_later(site: Site) -> None:
     site.set("hooks", '{ before = ["no-such-program", "x"], after = ["sh"] }', table="defaults")
     site.set("urls", '["json://127.0.0.1", "nonsense"]', table="notify")
+    site.set("retention", "{ keep_last = 3, daily = 7 }", table="defaults")
     outcome = site.run("check", "--json", code=2)
+    (plan,) = (finding["detail"] for finding in outcome.json if finding["name"] == "shop: schedule")
+    assert re.fullmatch(
+        r"backup @every 1h, next 20\S+Z; verify never; retention keep_last 3, daily 7; time zone UTC", plan
+    )
     status = {finding["name"]: finding["status"] for finding in outcome.json}
     assert (status["shop: hook before"], status["shop: hook after"], status["messages"]) == ("failed", "ok", "failed")
     site.edit(lambda text: text.replace("no-such-program", "env").replace(', "nonsense"', ""))
@@ -488,5 +493,5 @@ def test_the_log_is_text_for_people_and_json_for_programs(site: Site) -> None:
             filled.storage.delete([info.key])
     with daemon(site, "--log-format", "text", name="text") as running:
         text = first(running)
-    assert re.fullmatch(rf"{STAMP} backupd runs: 1 databases, 2 jobs at a time", text.splitlines()[0])
+    assert re.fullmatch(rf"{STAMP} backupd runs: 1 databases, 2 jobs at a time, by .*toml", text.splitlines()[1])
     assert re.search(rf"(?m)^{STAMP} backup of shop: 2", text)

@@ -23,7 +23,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("discovery",),
     ("views", "check check_server finding", "init"),  # how results read; the two commands about the set-up
     ("proof_views",),
-    ("metrics",),
+    ("metrics", "plans"),
     ("jobs",),
     ("verify",),
     ("console", "backup", "prune", "restore", "reload", "export", "evidence"),
