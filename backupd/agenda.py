@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -155,7 +155,7 @@ class Agenda:
         if plan.schedule is None:
             return state.wanted and now
         if self._waiting(database, kind, now) is not None:
-            return max(now, state.not_before or now)
+            return _opened(plan, max(now, state.not_before or now))
         return state.until and state.until + self._jitter(database, kind)
 
     @property
@@ -232,6 +232,17 @@ class Agenda:
         if newest is None or newest <= job.slot or newest - began < (newest - job.slot) / 2:
             return None
         return newest
+
+
+def _opened(plan: Plan, moment: datetime) -> datetime:
+    """That moment, or when the window opens next."""
+    local = moment.astimezone(plan.zone)
+    if plan.window is None or plan.window.has(local.time()):
+        return moment
+    opens = datetime.combine(local.date(), plan.window.begins, plan.zone)
+    if opens <= local:
+        opens = datetime.combine(local.date() + timedelta(days=1), plan.window.begins, plan.zone)
+    return opens.astimezone(UTC)
 
 
 def _is_put_off(plan: Plan, state: _State, now: datetime) -> bool:

@@ -78,6 +78,7 @@ def run(job: Job, catalog: Catalog, progress: Progress) -> Manifest:
         application = f"backupd {backup_id}"
         parts = plan_parts(job, source, client, application)
         progress.phase(f"{job.database}: dumping {len(source.tables)} tables in {len(parts)} streams")
+        progress.expect(sum(len(part.tables) for part in parts), sum(part.bytes for part in parts), estimated=True)
         try:
             with snapshot.Watch(source, application, job.lock_timeout, running, job.give_way_after) as watch:
                 survey = Survey(source, running, job.lock_timeout)
@@ -189,7 +190,7 @@ def ordered(parts: Sequence[Part]) -> list[Part]:
 def store(job: Job, catalog: Catalog, backup_id: str, part: Part, running: Running, progress: Progress) -> Stream:
     """Run one dump program into the repository."""
     key = f"{data_prefix(job.database, backup_id)}{part.name}.{'sql' if part.kind == 'globals' else 'dump'}.zst.age"
-    progress.begin(part.name, part.label, part.bytes or None)
+    progress.begin(part.name, part.label, part.bytes or None, tables=len(part.tables))
     began = monotonic()
     with closing(part.command.output(running)) as output:
         stored = pipeline.store(

@@ -7,13 +7,11 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace as with_changes
-from datetime import timedelta
 
-from backupd import check_server, preflight, schedules, times
+from backupd import check_server, preflight, status
 from backupd.catalog import Catalog
 from backupd.config import Config
 from backupd.config_models import Database
-from backupd.config_values import Schedule
 from backupd.errors import BackupdError, IntegrityError, ObjectExistsError, StorageError
 from backupd.finding import Finding, failed
 from backupd.postgres.session import Dsn
@@ -97,24 +95,8 @@ def _tools(config: Config) -> Finding:
 
 
 def _schedule(database: Database) -> Finding:
-    """What the daemon would do, and when: a key that stands in the wrong table shows here."""
-
-    def when(wanted: Schedule | None) -> str:
-        if wanted is None:
-            return "never"
-        slot = schedules.after(wanted, database.timezone, times.now())
-        return f"{wanted.text}, next {times.iso(slot) if slot else 'never'}"
-
-    given = database.retention.model_dump(exclude_defaults=True) if database.retention else {}
-    rules = [
-        f"{rule} {times.human_duration(value) if isinstance(value, timedelta) else value}"
-        for rule, value in given.items()
-    ]
-    detail = (
-        f"backup {when(database.schedule)}; verify {when(database.verify.schedule)};"
-        f" retention {', '.join(rules) or 'keeps all'}; time zone {database.timezone.key}"
-    )
-    return Finding(f"{database.name}: schedule", "ok", detail)
+    """A key that stands in the wrong table shows here."""
+    return Finding(f"{database.name}: schedule", "ok", status.schedule_text(database))
 
 
 def _hooks(database: Database) -> Iterator[Finding]:

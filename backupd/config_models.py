@@ -311,9 +311,47 @@ class Postgres(Table):
 
 
 class Server(Table):
-    """[server]: metrics, health and the status page."""
+    """[server]: metrics, health and the status page. Anybody on this machine may look, unless there are tokens or
+    users; from other machines only those who have one."""
 
     listen: Annotated[InstanceOf[Address], parsed_by(parse_address)] = Address("127.0.0.1", 9847)
+    hosts: Texts = ()  # names by which it is reached, beside localhost and addresses
+    tls_certificate_file: FilePath | None = None  # PEM: its own, then those that vouch for it
+    tls_key_file: FilePath | None = None
+    plain_http: bool = False  # unencrypted also where others can reach it
+    tokens_sha256: Texts = ()  # SHA-256 of bearer tokens, in hexadecimal digits
+    users: dict[str, str] = {}  # name to the bcrypt hash of a password, for basic authentication
+
+    @field_validator("tokens_sha256")
+    @classmethod
+    def _check_tokens(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch(r"[0-9a-f]{64}", text) for text in value):
+            raise problem("expected SHA-256 in 64 hexadecimal digits, as `printf %s TOKEN | sha256sum` prints")
+        return value
+
+    @field_validator("users")
+    @classmethod
+    def _check_users(cls, value: dict[str, str]) -> dict[str, str]:
+        if not all(re.fullmatch(r"\$2[aby]\$[0-9]{2}\$[./A-Za-z0-9]{53}", text) for text in value.values()):
+            raise problem('expected bcrypt hashes, "$2y$…", as `htpasswd -nB NAME` prints behind the colon')
+        if any(not name or ":" in name for name in value):
+            raise problem("has a name that is empty or holds a colon")
+        return value
+
+    @model_validator(mode="after")
+    def _check_doors(self) -> Self:
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise problem("tls_certificate_file and tls_key_file belong together, and only one is given")
+        if self.listen.is_loopback:
+            return self
+        if self.tls_key_file is None and not self.plain_http:
+            raise problem(
+                "listens where other machines can reach it: give tls_certificate_file and tls_key_file,"
+                " or plain_http = true where something else encrypts"
+            )
+        if not (self.tokens_sha256 or self.users):
+            raise problem("listens where other machines can reach it: give tokens_sha256 or users")
+        return self
 
 
 class Document(Table):

@@ -155,8 +155,9 @@ class Lines:
     def phase(self, text: str) -> None:
         say(self._style, text, "info", self._fields)
 
-    def expect(self, tables: int, size: int) -> None:
-        self._whole.expect(tables, size)
+    def expect(self, tables: int, size: int, *, estimated: bool = False) -> None:
+        if not estimated:  # a share of a guess says little
+            self._whole.expect(tables, size)
 
     def begin(self, stream: str, label: str, total: int | None, *, tables: int = 0) -> None:
         with self._lock:
@@ -192,7 +193,7 @@ class Log:
         if self._style.verbose:
             say(self._style, text, "info", self._fields)
 
-    def expect(self, tables: int, size: int) -> None:
+    def expect(self, tables: int, size: int, *, estimated: bool = False) -> None:
         """Too much for a log."""
 
     def begin(self, stream: str, label: str, total: int | None, *, tables: int = 0) -> None:
@@ -226,8 +227,9 @@ class Terminal:
             self._all = None
         self._line(f"[bold]{_escape(printable(text))}[/bold]")
 
-    def expect(self, tables: int, size: int) -> None:
-        self._whole.expect(tables, size)
+    def expect(self, tables: int, size: int, *, estimated: bool = False) -> None:
+        if not estimated:  # a share of a guess says little
+            self._whole.expect(tables, size)
         with self._lock:
             self._all = self._bars.add_task("all", total=size)
 

@@ -17,12 +17,14 @@ from backupd import proofs, times
 from backupd.catalog import BackupRef, Catalog, backup_ref
 from backupd.errors import IntegrityError, NoBackupError, StorageError
 from backupd.manifest import Manifest
-from backupd.proof import Proof
+from backupd.proof import Check, Proof
 from backupd.proofs import ProofRef
 from backupd.retention import CLOCKS_DIFFER
 
 _READERS = 8  # databases looked at a time
 _MANIFESTS = 2000  # read in one refresh, of all databases together; at least one of each
+_TESTS = 10  # proofs read of each database, at least, for what is shown over time
+_ITEMS = 20  # differences of a check that are told
 _OVERLAP = timedelta(hours=26)  # a backup is listed when it is complete: later than those that began after it
 
 
@@ -70,6 +72,8 @@ class Holdings:
     last_test: Tested | None = None  # the newest that came to a verdict, if it is believed
     last_passed: Tested | None = None  # the newest that passed
     newest_proven: Tested | None = None  # of the newest backup that passed
+    tests: tuple[Tested, ...] = ()  # the newest ones, the newest first
+    forged: frozenset[str] = frozenset()  # keys of proofs that were read and are not believed
     stored_bytes: Mapping[str, int] = field(default_factory=dict)  # of all that was stored, by ID
     seen_at: datetime | None = None
     listed_at: datetime | None = None  # when everything was asked for
@@ -145,7 +149,7 @@ class Keeper:
         if whole:
             made = replace(made, stored_bytes=dict(_sizes(catalog, database)), listed_at=now)
         made = self._with_headlines(catalog, made, quota)
-        return self._with_tests(catalog, made)
+        return self._with_tests(catalog, made, quota)
 
     def _with_headlines(self, catalog: Catalog, made: Holdings, quota: int) -> Holdings:
         new = sum(ref.id not in made.headlines for ref in made.backups[-self._most :])
@@ -168,17 +172,24 @@ class Keeper:
         backups = tuple(ref for ref in made.backups if ref.id not in gone)
         return replace(made, backups=backups, headlines=headlines, unreadable=unreadable, stored_bytes=sizes)
 
-    def _with_tests(self, catalog: Catalog, made: Holdings) -> Holdings:
+    def _with_tests(self, catalog: Catalog, made: Holdings, quota: int) -> Holdings:
+        newest = made.proofs[: -_TESTS - 1 : -1]
+        new = [ref for ref in newest if ref.key not in self._tests][:quota]
+        tests = [self._read(catalog, ref) for ref in newest if ref in new or ref.key in self._tests]
         decided = [ref for ref in reversed(made.proofs) if ref.status != "inconclusive"]
         there = {ref.id for ref in made.backups}
         last = self._read(catalog, decided[0]) if decided else None
         passed = (self._read(catalog, ref) for ref in decided if ref.status == "passed")
         by_backup = sorted(decided, key=lambda ref: (ref.backup, ref.at), reverse=True)
+        last_passed = next(filter(None, passed), None)
+        proven = self._newest_proven(catalog, [ref for ref in by_backup if ref.backup in there])
         return replace(
             made,
             last_test=last,
-            last_passed=next(filter(None, passed), None),
-            newest_proven=self._newest_proven(catalog, [ref for ref in by_backup if ref.backup in there]),
+            last_passed=last_passed,
+            newest_proven=proven,
+            tests=tuple(filter(None, tests)),
+            forged=frozenset(ref.key for ref in made.proofs if self._tests.get(ref.key, last) is None),
         )
 
     def _newest_proven(self, catalog: Catalog, newest_first: list[ProofRef]) -> Tested | None:
@@ -247,6 +258,13 @@ def _headline(made: Manifest) -> Headline:
 
 
 def _tested(made: Proof) -> Tested:
-    checks = tuple((check.name, check.status, check.detail) for check in made.checks)
+    checks = tuple((check.name, check.status, _detail(check)) for check in made.checks)
     restore = made.phases.get("restore", made.seconds)
     return Tested(made.id, made.taken_at, made.finished_at, made.status, made.level, made.seconds, restore, checks)
+
+
+def _detail(check: Check) -> str:
+    """And what differs, if that is so."""
+    more = len(check.items) - _ITEMS
+    items = [*check.items[:_ITEMS], *([f"and {more} more"] if more > 0 else [])] if check.status == "failed" else []
+    return "; ".join([check.detail, *items])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -17,24 +16,13 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from backupd import __version__
-from backupd.agenda import Job, Kind
+from backupd.agenda import Kind
 from backupd.jobs import Outcome
-from backupd.standing import Standing, overdue
+from backupd.standing import Reading, Standing, overdue
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _DURATIONS = (1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400)  # seconds
 _STATUS = {"passed": 1.0, "failed": 0.0, "skipped": -1.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """All that there is to tell at `now`, but for what is counted."""
-
-    now: datetime
-    standings: tuple[Standing, ...] = ()
-    seen_at: datetime | None = None  # when the repository was looked at last
-    next_runs: Mapping[tuple[str, Kind], datetime] = field(default_factory=dict)
-    running: Mapping[Job, datetime] = field(default_factory=dict)  # and since when
 
 
 Value = Callable[[Standing, datetime], float | None]
@@ -134,6 +122,12 @@ class _Gauges(Collector):
                 "How old what is told of the repository is.",
                 value=max(0.0, (reading.now - reading.seen_at).total_seconds()),
             )
+        if reading.refresh is not None:
+            yield GaugeMetricFamily(
+                "backupd_repository_refresh_interval_seconds",
+                "How often the repository is looked at, at least.",
+                value=reading.refresh.total_seconds(),
+            )
         for name, text, value in _GAUGES:
             family = GaugeMetricFamily(name, text, labels=["database"])
             for standing in reading.standings:
@@ -151,6 +145,33 @@ class _Gauges(Collector):
                 checks.add_metric([standing.database, check], _STATUS[status])
         yield checks
         yield from _jobs(reading)
+        yield from _attempts(reading)
+
+
+def _attempts(reading: Reading) -> Iterator[Metric]:
+    labels = ["database"]
+    at = GaugeMetricFamily(
+        "backupd_backup_last_attempt_timestamp_seconds", "When a backup ended last, well or not.", labels=labels
+    )
+    backup = GaugeMetricFamily(
+        "backupd_backup_last_status", "Whether the last backup was made (1) or failed (0).", labels=labels
+    )
+    prune = GaugeMetricFamily(
+        "backupd_prune_last_status", "Whether the last pruning ended well (1) or failed (0).", labels=labels
+    )
+    pruned = GaugeMetricFamily(
+        "backupd_prune_last_success_timestamp_seconds", "When pruning ended well last.", labels=labels
+    )
+    for (database, kind), attempt in reading.attempts.items():
+        well = float(attempt.outcome == "success")
+        if kind == "backup":
+            at.add_metric([database], attempt.at.timestamp())
+            backup.add_metric([database], well)
+        elif kind == "prune":
+            prune.add_metric([database], well)
+    for database, moment in reading.pruned.items():
+        pruned.add_metric([database], moment.timestamp())
+    yield from (at, backup, prune, pruned)
 
 
 def _jobs(reading: Reading) -> Iterator[Metric]:
@@ -189,8 +210,6 @@ class Metrics:
             registry=self.registry,
         )
         self._expected: set[tuple[str, Kind]] = set()
-        self._attempts = _Attempts()
-        self.registry.register(self._attempts)
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, ["database", "outcome"], registry=self.registry)
@@ -203,73 +222,30 @@ class Metrics:
 
     def forget(self, database: str) -> None:
         """The database is gone."""
-        self._attempts.forget(database)
         for kind, counter in self._ends.items():
             if (database, kind) in self._expected:
                 self._expected.remove((database, kind))
                 for outcome in _OUTCOMES[kind]:
                     counter.remove(database, outcome)
 
-    def count(self, outcome: Outcome, now: datetime) -> None:
+    def count(self, outcome: Outcome) -> None:
         """A job has ended. What another host had done, or was doing, was no attempt."""
-        word = _WORDS.get(outcome.status)
+        word = WORDS.get(outcome.status)
         if word is None:
             return
         job = outcome.job
         self.expect(job.database, job.kind)
         self._ends[job.kind].labels(job.database, word).inc()
         self._seconds.labels(job.kind).observe(outcome.seconds)
-        self._attempts.note(job, now, well=word == "success")
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
         return generate_latest(self.registry)
 
 
-_WORDS = {"done": "success", "unproven": "failed_proof", "failed": "failure", "interrupted": "failure"}
+WORDS = {"done": "success", "unproven": "failed_proof", "failed": "failure", "interrupted": "failure"}
 _OUTCOMES: Mapping[Kind, tuple[str, ...]] = {
     "backup": ("success", "failure"),
     "verify": ("success", "failure", "failed_proof"),
     "prune": ("success", "failure"),
 }
-_Last = tuple[datetime, bool]
-
-
-class _Attempts(Collector):
-    """The last attempt of each job of each database."""
-
-    def __init__(self) -> None:
-        self._last: dict[tuple[Kind, str], _Last] = {}
-        self._pruned: dict[str, datetime] = {}
-
-    def note(self, job: Job, now: datetime, *, well: bool) -> None:
-        self._last[job.kind, job.database] = (now, well)
-        if job.kind == "prune" and well:
-            self._pruned[job.database] = now
-
-    def forget(self, database: str) -> None:
-        self._pruned.pop(database, None)
-        for key in [key for key in self._last if key[1] == database]:
-            del self._last[key]
-
-    def collect(self) -> Iterator[Metric]:
-        at = GaugeMetricFamily(
-            "backupd_backup_last_attempt_timestamp_seconds",
-            "When a backup ended last, well or not.",
-            labels=["database"],
-        )
-        status = GaugeMetricFamily(
-            "backupd_backup_last_status", "Whether the last backup was made (1) or failed (0).", labels=["database"]
-        )
-        for (kind, database), (moment, well) in list(self._last.items()):
-            if kind == "backup":
-                at.add_metric([database], moment.timestamp())
-                status.add_metric([database], float(well))
-        yield at
-        yield status
-        pruned = GaugeMetricFamily(
-            "backupd_prune_last_success_timestamp_seconds", "When pruning ended well last.", labels=["database"]
-        )
-        for database, moment in list(self._pruned.items()):
-            pruned.add_metric([database], moment.timestamp())
-        yield pruned

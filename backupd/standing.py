@@ -1,25 +1,34 @@
-"""How a database stands: pure, from what the repository holds and what its schedule asks for."""
+"""How things stand: pure, from what the repository holds, what the schedules ask for, and what was tried here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from statistics import median_low
 from zoneinfo import ZoneInfo
 
 from backupd import retention, schedules, times
+from backupd.agenda import Job, Kind
+from backupd.catalog import BackupRef
 from backupd.config_models import Database
 from backupd.config_values import Schedule
-from backupd.holdings import Holdings
+from backupd.holdings import Headline, Holdings
+from backupd.progress import Step
 from backupd.retention import Decision, Policy
 
 _LEAST = timedelta(minutes=15)  # of grace, for any job
+_MOST = timedelta(hours=3)  # that schedules of few slots add to it
 _CLOCKS = timedelta(seconds=2)  # by which a source's may be behind ours
+_MADE = 2026  # when this was written
+_USUAL = 5  # backups, of which it is asked how long after their slots they were made
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """None: it has no such schedule, or there is nothing yet."""
+    """Of one database. None: it has no such schedule, or there is nothing yet."""
 
     database: str
     holdings: Holdings
@@ -29,9 +38,37 @@ class Standing:
     pause: str | None  # why pruning may delete nothing
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How the last try of a job ended, in this daemon."""
+
+    at: datetime
+    outcome: str  # success, failure or failed_proof
+    text: str  # for people
+
+
+Key = tuple[str, Kind]  # a database, and what is done with it
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All that there is to tell at `now`: of the repository, and of the daemon, if one runs."""
+
+    now: datetime
+    standings: tuple[Standing, ...] = ()
+    seen_at: datetime | None = None  # since when what is told of the repository is known, or longer
+    next_runs: Mapping[Key, datetime] = field(default_factory=dict)
+    running: Mapping[Job, datetime] = field(default_factory=dict)  # and since when
+    steps: Mapping[Job, Step] = field(default_factory=dict)  # how far those are that told
+    attempts: Mapping[Key, Attempt] = field(default_factory=dict)
+    pruned: Mapping[str, datetime] = field(default_factory=dict)  # when it was done last, by database
+    databases: Mapping[str, Database] = field(default_factory=dict)
+    refresh: timedelta | None = None  # how often the repository is looked at
+    path: Path | None = None  # of the configuration, where it has to be named
+
+
 def standing(database: Database, holdings: Holdings, jitter: timedelta, now: datetime) -> Standing:
     newest, test = holdings.newest, holdings.last_test
-    policy = Policy() if database.retention is None else Policy(**database.retention.model_dump())
     return Standing(
         database=database.name,
         holdings=holdings,
@@ -39,17 +76,17 @@ def standing(database: Database, holdings: Holdings, jitter: timedelta, now: dat
             database,
             database.schedule,
             None if newest is None else newest.taken_at,
-            timedelta() if newest is None else newest.duration,
+            timedelta() if newest is None else newest.duration * 2 + _usual_wait(database, holdings),
             jitter,
         ),
         verify_expected=_expected(
             database,
             database.verify.schedule,
             None if test is None else test.finished_at,
-            timedelta() if test is None else timedelta(seconds=test.seconds),
+            timedelta() if test is None else timedelta(seconds=test.seconds) * 2,
             jitter,
         ),
-        excess=sum(not decision.keep for decision in decisions(holdings, policy, database.timezone, now)),
+        excess=sum(not decision.keep for decision in preview(database, holdings, now)),
         pause=pause(holdings),
     )
 
@@ -62,23 +99,67 @@ def all_of(
     return tuple(standing(databases[name], each, jitter, now) for name, each in holdings.items())
 
 
+def clock_trouble(standings: Iterable[Standing], now: datetime) -> str | None:
+    """Why our clock is not to be believed: a newest backup is from the future, or we are from before this was made."""
+    if now.year < _MADE:
+        return f"it is set to {times.iso(now)}"
+    ahead = [each.database for each in standings if each.holdings.backups and _is_ahead(each.holdings.backups[-1], now)]
+    if not ahead:
+        return None
+    return f"the newest backup of {ahead[0]} is dated in the future: this clock is behind, or another was ahead"
+
+
+def _is_ahead(ref: BackupRef, now: datetime) -> bool:
+    return ref.second > now + retention.CLOCKS_DIFFER
+
+
 def overdue(expected: datetime | None, now: datetime) -> timedelta | None:
     """For how long it has been expected in vain."""
     return None if expected is None else max(timedelta(), now - expected)
 
 
 def _expected(
-    database: Database, schedule: Schedule | None, last: datetime | None, took: timedelta, jitter: timedelta
+    database: Database, schedule: Schedule | None, last: datetime | None, patience: timedelta, jitter: timedelta
 ) -> datetime | None:
-    """When the first slot that nothing was done for is over, with grace: twice what the job took last, and the window
-    that it may have to wait for."""
+    """When the first slot that nothing was done for is over, with grace: the most of 15 minutes, a sixth of the time to
+    the next slot (up to 3 hours) and `patience`; the jitter; and a day for the window that a backup may have to wait
+    for."""
     if schedule is None or last is None:
         return None
-    slot = schedules.after(schedule, database.timezone, last + _CLOCKS)
+    slot, next_slot = _slots_after(schedule, database.timezone, last + _CLOCKS)
     if slot is None:
         return None
-    grace = max(_LEAST, took * 2) + jitter
-    return slot + grace + (timedelta(days=1) if database.window is not None else timedelta())
+    share = timedelta() if next_slot is None else min((next_slot - slot) / 6, _MOST)
+    window = database.window is not None and schedule is database.schedule
+    return slot + max(_LEAST, share, patience) + jitter + (timedelta(days=1) if window else timedelta())
+
+
+def _usual_wait(database: Database, holdings: Holdings) -> timedelta:
+    """How long after their slots backups are made: where many share a slot, the last one's turn comes hours later."""
+    schedule = database.schedule
+    if schedule is None:
+        return timedelta()
+    newest: list[Headline] = sorted(holdings.headlines.values(), key=lambda each: each.taken_at)[-_USUAL:]
+    return median_low(_wait(schedule, database.timezone, each.taken_at) for each in newest) if newest else timedelta()
+
+
+# Asked for the same moments at every look.
+
+
+@lru_cache(20_000)
+def _wait(schedule: Schedule, zone: ZoneInfo, moment: datetime) -> timedelta:
+    """Since the latest slot."""
+    slot = schedules.latest(schedule, zone, moment + _CLOCKS)
+    return timedelta() if slot is None else max(timedelta(), moment - slot)
+
+
+@lru_cache(20_000)
+def _slots_after(
+    schedule: Schedule, zone: ZoneInfo, moment: datetime
+) -> tuple[datetime, datetime | None] | tuple[None, None]:
+    """The next one, and the one after it."""
+    slot = schedules.after(schedule, zone, moment)
+    return (None, None) if slot is None else (slot, schedules.after(schedule, zone, slot))
 
 
 def pause(holdings: Holdings) -> str | None:
@@ -89,9 +170,16 @@ def pause(holdings: Holdings) -> str | None:
     return None
 
 
-def decisions(holdings: Holdings, policy: Policy, zone: ZoneInfo, now: datetime) -> list[Decision]:
-    """What retention makes of what is known here, newest first: a preview, as `prune` itself looks closer."""
+def preview(database: Database, holdings: Holdings, now: datetime) -> list[Decision]:
+    """What retention makes of what is known here, newest first: `prune` itself looks closer."""
+    policy = Policy() if database.retention is None else Policy(**database.retention.model_dump())
     proven = {holdings.newest_proven.backup} if holdings.newest_proven is not None else set()
     return retention.decide(
-        holdings.backups, policy, now, zone, proven=proven, unreadable=holdings.unreadable, paused=pause(holdings)
+        holdings.backups,
+        policy,
+        now,
+        database.timezone,
+        proven=proven,
+        unreadable=holdings.unreadable,
+        paused=pause(holdings),
     )

@@ -66,12 +66,23 @@ def parse_moment(text: str, *, reference: datetime) -> datetime:
 
 def human_duration(span: timedelta) -> str:
     """`2 h 5 min 3 s`, exact to the second, for plans and summaries."""
+    return " ".join(f"{n} {unit}" for n, unit in _units(span) if n) or "0 s"
+
+
+def brief_duration(span: timedelta) -> str:
+    """`2 h 5 min`, `44 min`, `3 d`: two figures or so, cut off, for a glance."""
+    parts = _units(span)
+    first = next((i for i, (n, _) in enumerate(parts) if n), len(parts) - 1)
+    count = 1 if parts[first][0] >= 10 else 2
+    return " ".join(f"{n} {unit}" for n, unit in parts[first : first + count] if n) or "0 s"
+
+
+def _units(span: timedelta) -> list[tuple[int, str]]:
     seconds = int(abs(span.total_seconds()))
     days, seconds = divmod(seconds, 86400)
     hours, seconds = divmod(seconds, 3600)
     minutes, seconds = divmod(seconds, 60)
-    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")]
-    return " ".join(f"{n} {unit}" for n, unit in parts if n) or "0 s"
+    return [(days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")]
 
 
 def human_bytes(size: float) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from backupd import manifest, proofs
@@ -31,26 +33,28 @@ class Filled:
         self.catalog = Catalog(self.storage, [self.key.public])
         self.repository = self.catalog.ensure_repository()
 
-    def data(self, backup_id: str, database: str = "shop") -> str:
-        """What a backup stores before it is committed."""
+    def data(self, backup_id: str, database: str = "shop", size: int = 4) -> str:
+        """What a backup stores before it is committed. Large ones, in a folder, are holes in files."""
         place = f"{data_prefix(database, backup_id)}schema.dump.zst.age"
         self.storage.put(place, [b"data"])
+        if size > 4:
+            os.truncate(Path(self.storage.url.removeprefix("file://")) / place, size)
         return place
 
-    def backup(self, at: datetime, database: str = "shop") -> str:
-        """A committed backup of that moment; its ID."""
+    def backup(self, at: datetime, database: str = "shop", *, size: int = 4, seconds: float = 1) -> str:
+        """A committed backup of that moment; its ID. `size`: raw bytes."""
         backup_id = manifest.new_id(at)
         stream = Stream(
-            key=self.data(backup_id, database),
+            key=self.data(backup_id, database, max(4, size // 3)),
             kind="schema",
-            raw_bytes=4,
-            stored_bytes=4,
+            raw_bytes=size,
+            stored_bytes=max(4, size // 3),
             sha256=hashlib.sha256(b"data").hexdigest(),
             header_sha256="0" * 64,
         )
         made = Manifest(
             format=1, kind="logical", repository=self.repository, database=database, id=backup_id, taken_at=at,
-            started_at=at, finished_at=at + timedelta(seconds=1), backupd_version="0", server_version="17.0",
+            started_at=at, finished_at=at + timedelta(seconds=seconds), backupd_version="0", server_version="17.0",
             server_major=17, tools={}, streams=(stream,), tables=(),
             properties=DatabaseProperties(name=database, owner="o", encoding="UTF8", collate="C", ctype="C"),
         )  # fmt: skip

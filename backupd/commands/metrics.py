@@ -13,9 +13,10 @@ def show(style: Style, path: str | None) -> int:
     from backupd import discovery, standing, times
     from backupd.agenda import Agenda, Kind
     from backupd.holdings import Keeper
-    from backupd.metrics import Metrics, Reading
+    from backupd.metrics import Metrics
     from backupd.plans import plans
     from backupd.repository import opened
+    from backupd.standing import Reading
 
     config = opening.load(path)
     found = discovery.every(config)

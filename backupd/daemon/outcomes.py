@@ -14,7 +14,8 @@ from backupd.agenda import Job, Kind
 from backupd.daemon.state import State
 from backupd.daemon.telling import Teller
 from backupd.jobs import Outcome
-from backupd.metrics import Metrics
+from backupd.metrics import WORDS, Metrics
+from backupd.standing import Attempt
 
 BUSY_AGAIN = timedelta(seconds=5)  # until a database that another host works on is asked for again; each time more,
 _BUSY_LONGEST = timedelta(minutes=1)  # up to this
@@ -57,7 +58,9 @@ class Outcomes:
         """A job has ended, like this."""
         job = outcome.job
         if not (outcome.status == "interrupted" and self._state.stopping):
-            self._metrics.count(outcome, now)
+            self._metrics.count(outcome)
+            if (word := WORDS.get(outcome.status)) is not None:
+                self._state.note((job.database, job.kind), Attempt(now, word, _told(outcome)))
         if outcome.status == "busy":
             self._wait_for(outcome, now)
             return
@@ -124,18 +127,16 @@ class Outcomes:
             self._tell(job, f"backupd: {job} works again", text, well=True)
 
     def _failed(self, outcome: Outcome, now: datetime) -> None:
-        job, error = outcome.job, outcome.error or {}
+        job = outcome.job
         again = self._state.agenda.fail(job, now)
-        lines = [outcome.summary, *filter(None, [error.get("detail"), error.get("hint")])]
         if again is not None:
-            self._say(f"failed, tried again at {times.iso(again)}: {': '.join(lines)}", "warning", job, outcome)
+            self._say(f"failed, tried again at {times.iso(again)}: {_told(outcome)}", "warning", job, outcome)
             return
         self._report(outcome, "failed, and not tried again before its next slot")
 
     def _report(self, outcome: Outcome, how: str) -> None:
         """Somebody is to see to it."""
-        job, error = outcome.job, outcome.error or {}
-        lines = [outcome.summary, *filter(None, [error.get("detail"), error.get("hint")])]
+        job, lines = outcome.job, _lines(outcome)
         self._say(f"{how}: {': '.join(lines)}", "error", job, outcome)
         if job.kind == "backup":
             self._teller.ping(self._ping_url(job), "fail", "\n".join(lines))
@@ -148,3 +149,12 @@ class Outcomes:
     def _tell(self, job: Job, title: str, body: str, *, well: bool = False) -> None:
         about = f"Due: {times.iso(job.slot)}\nHost: {socket.gethostname()}"
         self._teller.message(self._state.config.notify, title, f"{body}\n{about}", well=well)
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    error = outcome.error or {}
+    return [outcome.summary, *filter(None, [error.get("detail"), error.get("hint")])]
+
+
+def _told(outcome: Outcome) -> str:
+    return ": ".join(_lines(outcome))

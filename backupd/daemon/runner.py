@@ -6,7 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,6 +23,7 @@ from backupd.console import Style
 from backupd.daemon import worker
 from backupd.jobs import Outcome
 from backupd.postgres.tools import Survey
+from backupd.progress import Step
 
 _SHORT = ("/tmp", "/var/tmp")  # noqa: S108  (multiprocessing makes a private folder in it)
 _PATIENCE = 60.0  # seconds in which a job that was told to end may clean up
@@ -35,6 +36,7 @@ class _Running:
     began: float  # monotonic
     deadline: float
     outcome: Outcome | None = None
+    step: Step | None = None  # how far it is
     told: float | None = None  # when it was asked to end
     why: str = ""
 
@@ -71,6 +73,11 @@ class Runner:
     def is_idle(self) -> bool:
         return not self._running
 
+    @property
+    def steps(self) -> Mapping[Job, Step]:
+        """How far those are that told."""
+        return {job: running.step for job, running in self._running.items() if running.step is not None}
+
     def start(self, job: Job, config: Config, longest: timedelta, programs: Survey | None) -> None:
         """`longest`: after which it is ended. The job's process has what `config` has, and nothing more."""
         ours, theirs = self._context.Pipe(duplex=False)
@@ -101,13 +108,17 @@ class Runner:
 
     def _hear(self, running: _Running) -> None:
         try:
-            running.outcome = running.answer.recv()
+            said = running.answer.recv()
+            if isinstance(said, Step):
+                running.step = said
+            else:
+                running.outcome = said
         except (EOFError, OSError):  # it ended without a word, or in the middle of one
             running.answer.close()
 
     def _finish(self, job: Job) -> Outcome:
         running = self._running.pop(job)
-        if running.outcome is None and not running.answer.closed and running.answer.poll():
+        while running.outcome is None and not running.answer.closed and running.answer.poll():
             self._hear(running)
         running.answer.close()
         running.process.join()

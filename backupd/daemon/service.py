@@ -23,8 +23,9 @@ from backupd.agenda import Agenda, Job
 from backupd.config import Config
 from backupd.config_models import Database
 from backupd.console import Style
+from backupd.daemon.answering import Answering
 from backupd.daemon.background import Background
-from backupd.daemon.health import Health, serve
+from backupd.daemon.health import Health
 from backupd.daemon.looking import Seen, look
 from backupd.daemon.outcomes import BUSY_AGAIN, Outcomes
 from backupd.daemon.runner import Runner
@@ -38,6 +39,7 @@ from backupd.jobs import Outcome
 from backupd.metrics import Metrics
 from backupd.plans import plans
 from backupd.postgres import tools
+from backupd.standing import clock_trouble
 
 _TICK = 1.0  # seconds
 _LONGEST_LOOK = 600.0  # seconds
@@ -55,7 +57,7 @@ class Daemon:
 
     def __post_init__(self) -> None:
         config = self._load()
-        self.state = State(config, dict(config.databases), Agenda({}))
+        self.state = State(config, self.path, dict(config.databases), Agenda({}))
         self.runner = Runner(self.style, self.state.config.daemon.jobs)
         self._teller = Teller(lambda text: self._say(text, "warning"))
         self._looker = Background("look")
@@ -69,14 +71,17 @@ class Daemon:
         self._troubles: dict[str, str] = {}  # what was said of the storage and the clusters
         self._reload = self._hurry = False
         self._status = ""
-        self.health = Health(self.metrics.text)
+        self.health = Health()
+        self._doors = Answering(self._say)
         self._clock = schedule.Scheduler()
         self._plan()
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT. Raises ConfigError before it began."""
         self._reload = bool(self.hung_up)
-        with self._signals() as woken, self._answering():
+        server = self.state.config.server
+        doors = self._doors.open(server, self.state.reading, self.metrics.text, self.health)
+        with self._signals() as woken, doors:
             databases = f"{len(self.state.databases)} databases, {self.runner.limit} jobs at a time"
             self._say(f"backupd runs: {databases}, by {self.path}")
             if not self.state.agenda.plans and not self.state.config.clusters:
@@ -129,6 +134,7 @@ class Daemon:
                 self._say(f"a bug: servers and storage could not be looked at: {error!r}", "error")
         self._begin_due()
         self._outcomes.look_at_the_long(times.now())
+        self.health.note("clock", clock_trouble(self.state.standings, times.now()))
         self._tell_status()
 
     def _begin_due(self) -> None:
@@ -190,7 +196,7 @@ class Daemon:
         for name in self._troubles.keys() - troubles.keys():
             self._say(f"{name or 'the storage'} answers again")
         self._troubles = troubles
-        self.health.ready = "" not in troubles
+        self.health.note("storage", troubles.get(""))
         self._programs = seen.programs
         silent = seen.troubles.keys() & self.state.config.clusters.keys()  # their databases may be there all the same
         known = self._of_clusters(name for name in self.state.databases.keys() - seen.databases.keys())
@@ -217,10 +223,14 @@ class Daemon:
             text = f"the database {name} is gone from its cluster: its backups stay, and are not pruned"
             self._say(text, "warning")
             self._teller.message(self.state.config.notify, f"backupd: {name} is gone", text)
-            self.metrics.forget(name)
+            self._forget(name)
         if databases != self.state.databases:
             self.state.databases = dict(databases)
             self._plan()
+
+    def _forget(self, database: str) -> None:
+        self.metrics.forget(database)
+        self.state.forget(database)
 
     def _plan(self) -> None:
         self.state.agenda.replace(plans(self.state.config, self.state.databases))
@@ -243,7 +253,10 @@ class Daemon:
         except ConfigError as error:
             console.show_error(self.style, error)
             self._say("the configuration was not changed: the one before goes on", "error")
+            self.health.note("config", f"not read again, the one before goes on: {error.message}")
         else:
+            self.health.note("config", None)
+            self._doors.reload()
             self._say_what_needs_a_restart(config)
             before = set(self.state.databases)
             self.state.config = config
@@ -251,7 +264,7 @@ class Daemon:
             discovered = self._of_clusters(self.state.databases)
             self.state.databases = {**config.databases, **discovered}
             for name in before - self.state.databases.keys():
-                self.metrics.forget(name)
+                self._forget(name)
             self._survey.begin_soon()
             self._plan()
             self._wind_up()
@@ -287,22 +300,6 @@ class Daemon:
             woken.close()
             waker.close()
 
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Health checks are answered. That they can't be is said, and stops no backup."""
-        try:
-            end = serve(self.health, self.state.config.server.listen)
-        except OSError as error:
-            where = "{}:{}".format(*self.state.config.server.listen)
-            self._say(f"health checks are not answered: cannot listen on {where}: {error.strerror}", "warning")
-            yield
-            return
-        self._say("answers at http://{}:{}: /metrics, /healthz, /readyz".format(*self.state.config.server.listen))
-        try:
-            yield
-        finally:
-            end()
-
     def _on_end(self, _number: int, _frame: object) -> None:
         self._hurry = self.state.stopping  # the second one
         self.state.stopping = True
@@ -334,6 +331,7 @@ class Daemon:
         found = {key: agenda.next_run(*key, now) for key in agenda.plans}
         self.state.next_runs = {key: moment for key, moment in found.items() if moment is not None}
         self.state.running = agenda.since
+        self.state.steps = self.runner.steps
         running = ", ".join(str(job) for job in agenda.running) or "nothing"
         ahead = min(((moment, key) for key, moment in self.state.next_runs.items()), default=None)
         soon = f"{ahead[1][1]} of {ahead[1][0]}, {times.iso(ahead[0])}" if ahead else "nothing"

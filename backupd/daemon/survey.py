@@ -21,7 +21,7 @@ from backupd.standing import Standing
 _SOON = 5.0  # seconds between two looks, at least,
 _SHARE = 10  # and so many times as long as a look takes
 
-Found = tuple[tuple[Standing, ...], datetime]
+Found = tuple[tuple[Standing, ...], datetime | None]
 
 
 class Survey:
@@ -76,4 +76,7 @@ def _look(config: Config, databases: Mapping[str, Database], keeper: Keeper) -> 
             holdings = keeper.refresh(catalog, databases)
     except BackupdError:
         return None
-    return standing.all_of(databases, holdings, config.daemon.jitter), at
+    # As old as what is known longest; of one that nothing is known of, that is since ever.
+    seen = [each.seen_at for each in holdings.values() if each.seen_at is not None]
+    whole = len(seen) == len(databases)
+    return standing.all_of(databases, holdings, config.daemon.jitter), min([at, *seen]) if whole else None

@@ -20,10 +20,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("demo",),
     ("commands",),
     ("daemon",),
+    ("web",),
     ("discovery",),
     ("views", "check check_server finding", "init"),  # how results read; the two commands about the set-up
     ("proof_views",),
-    ("metrics", "plans"),
+    ("metrics", "plans", "status"),
     ("jobs",),
     ("verify",),
     ("console", "backup", "prune", "restore", "reload", "export", "evidence"),
@@ -56,6 +57,10 @@ ONLY_IN = {
     "click": ("cli", "commands"),
     "rich": ("console",),
     "prometheus_client": ("metrics",),
+    "starlette": ("web",),
+    "uvicorn": ("web",),
+    "jinja2": ("web",),
+    "bcrypt": ("web",),
 }
 PRINTS = ("console", "demo")
 
