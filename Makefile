@@ -18,7 +18,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format unit test-large mutate bench bench-memory bench-verify bench-daemon screenshots programs clean
+.PHONY: help demo test lint format unit test-large mutate bench bench-memory bench-verify bench-daemon bench-page screenshots programs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -59,6 +59,9 @@ bench-verify: $(VENV)/.ready-test programs ## measure what fingerprints and test
 
 bench-daemon: $(VENV)/.ready-test programs ## run 200 databases for half an hour
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench.daemon
+
+bench-page: $(VENV)/.ready-test programs ## ask for the page with 100,000 backups behind it
+	@$(BIN)/python -m bench.page
 
 screenshots: $(VENV)/.ready-test programs ## take the pictures of the status page that stand in the documents
 	@BACKUPD_SCREENSHOTS=docs/images $(PYTEST) tests/acceptance/test_page.py -k 'worst or tells_all or read_it'

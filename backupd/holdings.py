@@ -7,7 +7,7 @@ change, for any thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -97,32 +97,47 @@ class Holdings:
 
 
 class Keeper:
-    """Refreshes the holdings of some databases. One thread at a time calls `refresh`; any may call `forget`."""
+    """Refreshes the holdings of some databases. One thread at a time; any may call `forget`."""
 
     def __init__(self, whole_after: timedelta = timedelta(hours=1), headlines: int = 60) -> None:
         self._whole_after = whole_after
         self._most = headlines  # manifests read of one database, the newest: for what is shown over time
         self._known: dict[str, Holdings] = {}
+        self._sizes: set[str] = set()  # databases of which it is to be asked what they store
         self._tests: dict[str, Tested | None] = {}  # by the proof's key
         self._deleted: set[str] = set()  # databases of which something was
         self.troubles: Mapping[str, StorageError] = {}  # of the last refresh
 
     def refresh(self, catalog: Catalog, databases: Iterable[str]) -> Mapping[str, Holdings]:
-        """What there is now, by database. One that the storage says nothing of stays as it was known, or is left out:
-        `troubles` says why. Raises StorageError if that is all of them."""
+        """What there is now, by database: `names`, then `details`. One that the storage says nothing of stays as it was
+        known, or is left out: `troubles` says why. Raises StorageError if that is all of them."""
         names = list(databases)
+        self.names(catalog, names)
+        troubles = self.troubles
+        found = self.details(catalog, names)
+        self.troubles = {**self.troubles, **troubles}
+        return found
+
+    def names(self, catalog: Catalog, databases: Iterable[str]) -> Mapping[str, Holdings]:
+        """Which backups and test restores there are, by one LIST of each database."""
+        return self._each(self._listed, catalog, list(databases))
+
+    def details(self, catalog: Catalog, databases: Iterable[str]) -> Mapping[str, Holdings]:
+        """What those say of themselves that are new among the names."""
+        names = [name for name in databases if name in self._known]
         quota = max(1, _MANIFESTS // max(1, len(names)))
-        catalog.repository_id()  # once, before many threads ask for it
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="holdings") as readers:
-            answers = dict(zip(names, readers.map(partial(self._tried, catalog, quota), names), strict=True))
-        self.troubles = {name: each for name, each in answers.items() if isinstance(each, StorageError)}
-        if names and len(self.troubles) == len(names):
-            raise self.troubles[names[0]]
-        found = {name: each for name, each in answers.items() if not isinstance(each, StorageError)}
-        self._known = {name: known for name, known in self._known.items() if name in self.troubles} | found
+        return self._each(partial(self._detailed, quota), catalog, names)
+
+    def known(self, databases: Iterable[str]) -> Mapping[str, Holdings]:
+        """As far as anything is."""
+        return {name: self._known[name] for name in databases if name in self._known}
+
+    def keep(self, databases: Iterable[str]) -> None:
+        """Of these alone, and nothing of others."""
+        wanted = set(databases)
+        self._known = {name: known for name, known in self._known.items() if name in wanted}
         keys = {ref.key for each in self._known.values() for ref in each.proofs}
         self._tests = {key: tested for key, tested in self._tests.items() if key in keys}
-        return {name: self._known[name] for name in names if name in self._known}
 
     def forget(self, database: str) -> None:
         """Ask for everything of it next time: something was deleted."""
@@ -130,24 +145,43 @@ class Keeper:
 
     # ---- one database
 
-    def _tried(self, catalog: Catalog, quota: int, database: str) -> Holdings | StorageError:
-        try:
-            return self._one(catalog, quota, database)
-        except StorageError as error:
-            return error
+    def _each(
+        self, work: Callable[[Catalog, str], Holdings], catalog: Catalog, names: list[str]
+    ) -> Mapping[str, Holdings]:
+        def tried(database: str) -> Holdings | StorageError:
+            try:
+                return work(catalog, database)
+            except StorageError as error:
+                return error
 
-    def _one(self, catalog: Catalog, quota: int, database: str) -> Holdings:
+        catalog.repository_id()  # once, before many threads ask for it
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="holdings") as readers:
+            answers = dict(zip(names, readers.map(tried, names), strict=True))
+        self.troubles = {name: each for name, each in answers.items() if isinstance(each, StorageError)}
+        if names and len(self.troubles) == len(names):
+            raise self.troubles[names[0]]
+        self._known |= {name: each for name, each in answers.items() if not isinstance(each, StorageError)}
+        return self.known(names)
+
+    def _listed(self, catalog: Catalog, database: str) -> Holdings:
         now = times.now()
         known = self._known.get(database, Holdings(database))
         whole = known.listed_at is None or now - known.listed_at >= self._whole_after or database in self._deleted
         self._deleted.discard(database)
         backups, tests = _listed(catalog, database, None if whole else now - _OVERLAP)
-        if not whole:
-            backups |= set(known.backups)
-        ordered = tuple(sorted(backups))
-        made = replace(known, backups=ordered, proofs=tuple(sorted(tests)), seen_at=now)
         if whole:
-            made = replace(made, stored_bytes=dict(_sizes(catalog, database)), listed_at=now)
+            self._sizes.add(database)
+        else:
+            backups |= set(known.backups)
+        listed_at = now if whole else known.listed_at
+        ordered, proofs = tuple(sorted(backups)), tuple(sorted(tests))
+        return replace(known, backups=ordered, proofs=proofs, seen_at=now, listed_at=listed_at)
+
+    def _detailed(self, quota: int, catalog: Catalog, database: str) -> Holdings:
+        made = self._known[database]
+        if database in self._sizes:
+            made = replace(made, stored_bytes=dict(_sizes(catalog, database)))
+            self._sizes.discard(database)
         made = self._with_headlines(catalog, made, quota)
         return self._with_tests(catalog, made, quota)
 

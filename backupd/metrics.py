@@ -25,7 +25,7 @@ _DURATIONS = (1, 5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400)  # 
 _STATUS = {"passed": 1.0, "failed": 0.0, "skipped": -1.0}
 
 
-Value = Callable[[Standing, datetime], float | None]
+Value = Callable[[Standing], float | None]
 
 
 def _at(moment: datetime | None) -> float | None:
@@ -41,73 +41,103 @@ _GAUGES: tuple[tuple[str, str, Value], ...] = (
     (
         "backupd_backup_last_success_timestamp_seconds",
         "Snapshot time of the newest backup in the repository.",
-        lambda s, _: _at(s.holdings.newest.taken_at) if s.holdings.newest else None,
+        lambda s: _at(s.holdings.newest.taken_at) if s.holdings.newest else None,
     ),
     (
         "backupd_backup_duration_seconds",
         "How long the newest backup took.",
-        lambda s, _: _seconds(s.holdings.newest.duration) if s.holdings.newest else None,
+        lambda s: _seconds(s.holdings.newest.duration) if s.holdings.newest else None,
     ),
     (
         "backupd_backup_raw_bytes",
         "Size of the newest backup before compression.",
-        lambda s, _: float(s.holdings.newest.raw_bytes) if s.holdings.newest else None,
+        lambda s: float(s.holdings.newest.raw_bytes) if s.holdings.newest else None,
     ),
     (
         "backupd_backup_stored_bytes",
         "Size of the newest backup as it is stored.",
-        lambda s, _: float(s.holdings.newest.stored_bytes) if s.holdings.newest else None,
-    ),
-    (
-        "backupd_backup_overdue_seconds",
-        "How long the next backup is overdue, by the schedule and with grace; 0: it is not.",
-        lambda s, now: _seconds(overdue(s.backup_expected, now)),
+        lambda s: float(s.holdings.newest.stored_bytes) if s.holdings.newest else None,
     ),
     (
         "backupd_verify_last_success_timestamp_seconds",
         "When a test restore passed last.",
-        lambda s, _: _at(s.holdings.last_passed.finished_at) if s.holdings.last_passed else None,
+        lambda s: _at(s.holdings.last_passed.finished_at) if s.holdings.last_passed else None,
     ),
     (
         "backupd_verify_last_status",
         "Whether the last test restore with a verdict passed (1) or failed (0).",
-        lambda s, _: _STATUS[s.holdings.last_test.status] if s.holdings.last_test else None,
-    ),
-    (
-        "backupd_verify_overdue_seconds",
-        "How long the next test restore is overdue, by the schedule and with grace; 0: it is not.",
-        lambda s, now: _seconds(overdue(s.verify_expected, now)),
+        lambda s: _STATUS[s.holdings.last_test.status] if s.holdings.last_test else None,
     ),
     (
         "backupd_proven_backup_timestamp_seconds",
         "Snapshot time of the newest backup that a test restore passed.",
-        lambda s, _: _at(s.holdings.newest_proven.taken_at) if s.holdings.newest_proven else None,
+        lambda s: _at(s.holdings.newest_proven.taken_at) if s.holdings.newest_proven else None,
     ),
     (
         "backupd_proven_restore_seconds",
         "How long the restore of the newest proven backup took.",
-        lambda s, _: s.holdings.newest_proven.restore_seconds if s.holdings.newest_proven else None,
+        lambda s: s.holdings.newest_proven.restore_seconds if s.holdings.newest_proven else None,
     ),
-    ("backupd_retained_backups", "Backups in the repository.", lambda s, _: float(len(s.holdings.backups))),
+    ("backupd_retained_backups", "Backups in the repository.", lambda s: float(len(s.holdings.backups))),
     (
         "backupd_retention_excess_backups",
         "Backups that retention does not keep and that are still there.",
-        lambda s, _: float(s.excess),
+        lambda s: float(s.excess),
     ),
     (
         "backupd_prune_paused",
         "Whether nothing is pruned (1) because the newest proof failed.",
-        lambda s, _: float(s.pause is not None),
+        lambda s: float(s.pause is not None),
     ),
     (
         "backupd_repository_bytes",
         "What all backups of the database take in the repository.",
-        lambda s, _: float(s.holdings.repository_bytes),
+        lambda s: float(s.holdings.repository_bytes),
     ),
 )
 
 
-class _Gauges(Collector):
+_OVERDUE: tuple[tuple[str, str, Callable[[Standing], datetime | None]], ...] = (
+    (
+        "backupd_backup_overdue_seconds",
+        "How long the next backup is overdue, by the schedule and with grace; 0: it is not.",
+        lambda s: s.backup_expected,
+    ),
+    (
+        "backupd_verify_overdue_seconds",
+        "How long the next test restore is overdue, by the schedule and with grace; 0: it is not.",
+        lambda s: s.verify_expected,
+    ),
+)
+
+
+class _Repository(Collector):
+    """What is the same until the repository is looked at again."""
+
+    standings: tuple[Standing, ...] = ()
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text, value in _GAUGES:
+            family = GaugeMetricFamily(name, text, labels=["database"])
+            for standing in self.standings:
+                found = value(standing)
+                if found is not None:
+                    family.add_metric([standing.database], found)
+            yield family
+        checks = GaugeMetricFamily(
+            "backupd_verify_check_status",
+            "Each check of the last test restore: passed (1), failed (0), skipped (-1).",
+            labels=["database", "check"],
+        )
+        for standing in self.standings:
+            for check, status, _ in standing.holdings.last_test.checks if standing.holdings.last_test else ():
+                checks.add_metric([standing.database, check], _STATUS[status])
+        yield checks
+
+
+class _Now(Collector):
+    """What changes from one moment to the next."""
+
     def __init__(self, read: Callable[[], Reading]) -> None:
         self._read = read
 
@@ -128,22 +158,13 @@ class _Gauges(Collector):
                 "How often the repository is looked at, at least.",
                 value=reading.refresh.total_seconds(),
             )
-        for name, text, value in _GAUGES:
+        for name, text, expected in _OVERDUE:
             family = GaugeMetricFamily(name, text, labels=["database"])
             for standing in reading.standings:
-                found = value(standing, reading.now)
-                if found is not None:
-                    family.add_metric([standing.database], found)
+                late = overdue(expected(standing), reading.now)
+                if late is not None:
+                    family.add_metric([standing.database], late.total_seconds())
             yield family
-        checks = GaugeMetricFamily(
-            "backupd_verify_check_status",
-            "Each check of the last test restore: passed (1), failed (0), skipped (-1).",
-            labels=["database", "check"],
-        )
-        for standing in reading.standings:
-            for check, status, _ in standing.holdings.last_test.checks if standing.holdings.last_test else ():
-                checks.add_metric([standing.database, check], _STATUS[status])
-        yield checks
         yield from _jobs(reading)
         yield from _attempts(reading)
 
@@ -195,8 +216,10 @@ class Metrics:
     """Everything that is told, of what `read` returns and of the outcomes that were counted since the start."""
 
     def __init__(self, read: Callable[[], Reading]) -> None:
+        self._read = read
+        self._repository_text: tuple[tuple[Standing, ...], bytes] | None = None
         self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(_Gauges(read))
+        self.registry.register(_Now(read))
         self._ends: dict[Kind, Counter] = {
             "backup": self._counter("backupd_backups", "Backups that ended, by outcome."),
             "verify": self._counter("backupd_verifies", "Test restores that ended, by outcome."),
@@ -238,9 +261,26 @@ class Metrics:
         self._ends[job.kind].labels(job.database, word).inc()
         self._seconds.labels(job.kind).observe(outcome.seconds)
 
+    def prepare(self, standings: tuple[Standing, ...]) -> bytes:
+        """What is said of the repository: rendered once, by whoever has looked at it, as it is most of all."""
+        known = self._repository_text
+        if known is None or known[0] is not standings:
+            repository, registry = _Repository(), CollectorRegistry(auto_describe=False)
+            repository.standings = standings
+            registry.register(repository)
+            known = self._repository_text = standings, generate_latest(registry)
+        return known[1]
+
     def text(self) -> bytes:
         """In Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self.registry) + self.prepare(self._read().standings)
+
+    def families(self) -> Iterator[Metric]:
+        """The same as values."""
+        yield from self.registry.collect()
+        repository = _Repository()
+        repository.standings = self._read().standings
+        yield from repository.collect()
 
 
 WORDS = {"done": "success", "unproven": "failed_proof", "failed": "failure", "interrupted": "failure"}

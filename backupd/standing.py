@@ -96,7 +96,7 @@ def all_of(
 ) -> tuple[Standing, ...]:
     """Of those whose holdings are known."""
     now = times.now()
-    return tuple(standing(databases[name], each, jitter, now) for name, each in holdings.items())
+    return tuple(standing(databases[name], each, jitter, now) for name, each in holdings.items() if name in databases)
 
 
 def clock_trouble(standings: Iterable[Standing], now: datetime) -> str | None:

@@ -3,68 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from time import monotonic
 
-from backupd import discovery, jobs
+from backupd import discovery, times
 from backupd.agenda import Kind
-from backupd.catalog import Catalog
 from backupd.config import Config
 from backupd.config_models import Database
 from backupd.errors import BackupdError, ConfigError, StorageError
+from backupd.holdings import Keeper
 from backupd.postgres import tools
 from backupd.repository import opened
 
-_READERS = 8  # databases whose repository is asked at a time
+_KINDS: tuple[Kind, ...] = ("backup", "verify")  # that leave something in the storage
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Seen:
     """What was found."""
 
     began: float  # monotonic
     databases: Mapping[str, Database]
-    last: Mapping[tuple[str, Kind], datetime | None]
-    unknown: Sequence[tuple[str, Kind]]  # of which the storage would not say
-    troubles: Mapping[str, BackupdError]
     programs: tools.Survey
+    troubles: dict[str, BackupdError]
+    last: dict[tuple[str, Kind], datetime | None] = field(default_factory=dict)
+    unknown: Sequence[tuple[str, Kind]] = ()  # of which the storage would not say
 
 
-def look(config: Config) -> Seen:
+def look(config: Config, keeper: Keeper) -> Seen:
     """Ask the clusters for their databases, and the storage for the newest backup and test restore of each."""
     began = monotonic()
     found = discovery.every(config)
-    troubles: dict[str, BackupdError] = dict(found.troubles)
-    last: dict[tuple[str, Kind], datetime | None] = {}
-    wanted: list[tuple[str, Kind]] = [(name, kind) for name in found.databases for kind in ("backup", "verify")]
-    unknown: list[tuple[str, Kind]] = []
-
-    def newest(catalog: Catalog, key: tuple[str, Kind]) -> datetime | StorageError | None:
-        try:
-            return jobs.newest(catalog, *key)
-        except StorageError as error:
-            return error
-
+    programs = tools.survey(config.postgres.bin_dirs, anew=True)
+    seen = Seen(began, found.databases, programs, dict(found.troubles))
     try:
-        with opened(config) as catalog, ThreadPoolExecutor(_READERS, thread_name_prefix="reader") as readers:
-            answers = dict(zip(wanted, readers.map(partial(newest, catalog), wanted), strict=True))
-    except (StorageError, ConfigError) as error:
-        answers = {}
-        troubles[""] = _of_the_storage(error)
-    for key, answer in answers.items():
-        if isinstance(answer, StorageError):
-            unknown.append(key)
-            troubles[key[0]] = _of_the_storage(answer)
-        else:
-            last[key] = answer
-    if unknown and not last:  # nothing of one database alone
-        troubles = {name: each for name, each in troubles.items() if name not in found.databases}
-        troubles[""] = _of_the_storage(next(each for each in answers.values() if isinstance(each, StorageError)))
-        unknown = []
-    return Seen(began, found.databases, last, unknown, troubles, tools.survey(config.postgres.bin_dirs, anew=True))
+        with opened(config) as catalog:
+            keeper.names(catalog, found.databases)
+    except (StorageError, ConfigError) as error:  # nothing of one database alone
+        seen.troubles[""] = _of_the_storage(error)
+        return seen
+    now = times.now()
+    known = keeper.known(found.databases.keys() - keeper.troubles.keys())
+    seen.last = {(name, kind): each.last(kind, now) for name, each in known.items() for kind in _KINDS}
+    seen.unknown = [(name, kind) for name in keeper.troubles for kind in _KINDS]
+    seen.troubles |= {name: _of_the_storage(error) for name, error in keeper.troubles.items()}
+    return seen
 
 
 def _of_the_storage(error: StorageError | ConfigError) -> BackupdError:

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +23,8 @@ from backupd.config import Config
 from backupd.config_models import Database
 from backupd.console import Style
 from backupd.daemon.answering import Answering
-from backupd.daemon.background import Background
 from backupd.daemon.health import Health
-from backupd.daemon.looking import Seen, look
+from backupd.daemon.looking import Seen
 from backupd.daemon.outcomes import BUSY_AGAIN, Outcomes
 from backupd.daemon.runner import Runner
 from backupd.daemon.state import State
@@ -42,7 +40,6 @@ from backupd.postgres import tools
 from backupd.standing import clock_trouble
 
 _TICK = 1.0  # seconds
-_LONGEST_LOOK = 600.0  # seconds
 
 
 @dataclass
@@ -60,13 +57,10 @@ class Daemon:
         self.state = State(config, self.path, dict(config.databases), Agenda({}))
         self.runner = Runner(self.style, self.state.config.daemon.jobs)
         self._teller = Teller(lambda text: self._say(text, "warning"))
-        self._looker = Background("look")
-        self._looks_since = 0.0  # monotonic
         self._programs: tools.Survey | None = None  # of PostgreSQL, on this machine
-        self._look_ahead: Future[Seen] | None = None
         self._ended: dict[str, float] = {}  # when a job of a database last ended: older looks say nothing of it
         self.metrics = Metrics(self.state.reading)
-        self._survey = Survey(self.state, lambda text: self._say(text, "error"))
+        self._survey = Survey(self.state, self.metrics.prepare, lambda text: self._say(text, "error"))
         self._outcomes = Outcomes(self.state, self._teller, self.metrics, self._say)
         self._troubles: dict[str, str] = {}  # what was said of the storage and the clusters
         self._reload = self._hurry = False
@@ -87,7 +81,6 @@ class Daemon:
             if not self.state.agenda.plans and not self.state.config.clusters:
                 self._say("no database has a schedule: nothing will be done", "warning")
             self._wind_up()
-            self._look()
             self.systemd.tell("READY=1", f"MAINPID={os.getpid()}")
             while not self.state.stopping:
                 self._turn(woken)
@@ -99,7 +92,7 @@ class Daemon:
     def _wind_up(self) -> None:
         self._clock.clear()
         self._clock.every(_TICK).seconds.do(self._tick)  # type: ignore[arg-type]
-        self._clock.every(self.state.config.daemon.refresh.total_seconds()).seconds.do(self._look)  # type: ignore[arg-type]
+        self._clock.every(self.state.config.daemon.refresh.total_seconds()).seconds.do(self._survey.want)  # type: ignore[arg-type]
         if self.systemd.watchdog:
             self._clock.every(self.systemd.watchdog / 3).seconds.do(self.systemd.tell, "WATCHDOG=1")  # type: ignore[arg-type]
 
@@ -124,14 +117,9 @@ class Daemon:
         self._outcomes.take(outcome, times.now())
 
     def _tick(self) -> None:
-        self._survey.turn()
-        if self._look_ahead is not None and self._look_ahead.done():
-            looked, self._look_ahead = self._look_ahead, None
-            error = looked.exception()
-            if error is None:
-                self._learn(looked.result())
-            else:
-                self._say(f"a bug: servers and storage could not be looked at: {error!r}", "error")
+        if (seen := self._survey.turn()) is not None:
+            self._learn(seen)
+            self._survey.learned()
         self._begin_due()
         self._outcomes.look_at_the_long(times.now())
         self.health.note("clock", clock_trouble(self.state.standings, times.now()))
@@ -177,15 +165,6 @@ class Daemon:
         self._say("backupd has stopped")
 
     # ---- what there is
-
-    def _look(self) -> None:
-        """Ask servers and storage in the background; `_tick` takes what was found."""
-        if self._look_ahead is not None and monotonic() - self._looks_since > _LONGEST_LOOK:
-            self._say("servers and storage have not answered for long: they are asked anew", "error")
-            self._looker, self._look_ahead = Background("look"), None
-        if self._look_ahead is None:
-            self._looks_since = monotonic()
-            self._look_ahead = self._looker.submit(look, self.state.config)
 
     def _learn(self, seen: Seen) -> None:
         troubles = {name: ": ".join(filter(None, [e.message, e.detail, e.hint])) for name, e in seen.troubles.items()}
@@ -265,12 +244,9 @@ class Daemon:
             self.state.databases = {**config.databases, **discovered}
             for name in before - self.state.databases.keys():
                 self._forget(name)
-            self._survey.begin_soon()
+            self._survey.begin_anew()  # what is being asked goes by the configuration before
             self._plan()
             self._wind_up()
-            # One that goes on goes by the configuration before.
-            self._looker, self._look_ahead = Background("look"), None
-            self._look()
             self._say(f"the configuration was read again: {len(self.state.databases)} databases")
         self.systemd.tell("READY=1")
 

@@ -20,6 +20,8 @@ _REFUSED = {404: "There is no such page.", 405: "This page can only be read."}
 
 def printable(text: str) -> str:
     """Control characters, and those that turn the direction of writing, as escapes."""
+    if text.isprintable():
+        return text
     plain = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
     return "".join(" " if c == "\\t" else c for c in plain)
 

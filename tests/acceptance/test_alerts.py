@@ -230,7 +230,7 @@ class Simulation:
 
     def told(self, metrics: Metrics) -> Iterator[tuple[str, float]]:
         """Prometheus' names of the series: our label `job` is exported_job there. Time begins at 0."""
-        for family in metrics.registry.collect():
+        for family in metrics.families():
             for each in family.samples if family.name in USED else ():
                 value = each.value
                 if "_timestamp_seconds" in each.name:
