@@ -332,8 +332,8 @@ class Server(Table):
     @field_validator("users")
     @classmethod
     def _check_users(cls, value: dict[str, str]) -> dict[str, str]:
-        if not all(re.fullmatch(r"\$2[aby]\$[0-9]{2}\$[./A-Za-z0-9]{53}", text) for text in value.values()):
-            raise problem('expected bcrypt hashes, "$2y$…", as `htpasswd -nB NAME` prints behind the colon')
+        if not all(re.fullmatch(r"\$2[aby]\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]{53}", text) for text in value.values()):
+            raise problem('expected bcrypt hashes, "$2y$…", of a cost up to 16, as `htpasswd -nB NAME` prints them')
         if any(not name or ":" in name for name in value):
             raise problem("has a name that is empty or holds a colon")
         return value

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from backupd import proofs, times
-from backupd.catalog import BackupRef, Catalog, backup_ref
+from backupd.catalog import BackupRef, Catalog, backup_ref, manifest_key
 from backupd.errors import IntegrityError, NoBackupError, StorageError
 from backupd.manifest import Manifest
 from backupd.proof import Check, Proof
@@ -22,6 +22,7 @@ from backupd.proofs import ProofRef
 from backupd.retention import CLOCKS_DIFFER
 
 _READERS = 8  # databases looked at a time
+_UNREADABLE = 20  # manifests of one database, after which no more are read
 _MANIFESTS = 2000  # read in one refresh, of all databases together; at least one of each
 _TESTS = 10  # proofs read of each database, at least, for what is shown over time
 _ITEMS = 20  # differences of a check that are told
@@ -69,19 +70,20 @@ class Holdings:
     proofs: tuple[ProofRef, ...] = ()  # in the order in which they were made
     headlines: Mapping[str, Headline] = field(default_factory=dict)  # of those whose manifests were read, by ID
     unreadable: Mapping[str, str] = field(default_factory=dict)  # why a manifest is not believed, by ID
-    last_test: Tested | None = None  # the newest that came to a verdict, if it is believed
+    hollow: frozenset[str] = frozenset()  # backups whose manifest is there and whose data is gone, by ID
+    newest: Headline | None = None  # of those whose manifest is believed, and that are not dated in the future
+    last_test: Tested | None = None  # the newest that came to a verdict and is believed
     last_passed: Tested | None = None  # the newest that passed
-    newest_proven: Tested | None = None  # of the newest backup that passed
+    newest_proven: Tested | None = None  # of the newest backup whose verdict is that it restores
+    failed: tuple[Tested, ...] = ()  # failures that stand: of the newest proven backup and of later ones
+    doubtful: bool = False  # the newest proof, by its name, is not believed
     tests: tuple[Tested, ...] = ()  # the newest ones, the newest first
     forged: frozenset[str] = frozenset()  # keys of proofs that were read and are not believed
     stored_bytes: Mapping[str, int] = field(default_factory=dict)  # of all that was stored, by ID
-    seen_at: datetime | None = None
+    named_at: datetime | None = None  # when its names were listed last
+    seen_at: datetime | None = None  # and when all was read that is told here
     listed_at: datetime | None = None  # when everything was asked for
-
-    @property
-    def newest(self) -> Headline | None:
-        """Of those whose manifest is believed."""
-        return next((self.headlines[ref.id] for ref in reversed(self.backups) if ref.id in self.headlines), None)
+    blind: str = ""  # why something of it could not be read
 
     def last(self, kind: str, now: datetime) -> datetime | None:
         """When it was backed up or verified last, by names. What is dated in the future does not count."""
@@ -135,7 +137,7 @@ class Keeper:
     def keep(self, databases: Iterable[str]) -> None:
         """Of these alone, and nothing of others."""
         wanted = set(databases)
-        self._known = {name: known for name, known in self._known.items() if name in wanted}
+        self._known = {name: known for name, known in list(self._known.items()) if name in wanted}
         keys = {ref.key for each in self._known.values() for ref in each.proofs}
         self._tests = {key: tested for key, tested in self._tests.items() if key in keys}
 
@@ -150,9 +152,11 @@ class Keeper:
     ) -> Mapping[str, Holdings]:
         def tried(database: str) -> Holdings | StorageError:
             try:
-                return work(catalog, database)
+                made = work(catalog, database)
             except StorageError as error:
                 return error
+            self._known[database] = made  # at once: who gives up waiting for all of them has this
+            return made
 
         catalog.repository_id()  # once, before many threads ask for it
         with ThreadPoolExecutor(_READERS, thread_name_prefix="holdings") as readers:
@@ -160,39 +164,47 @@ class Keeper:
         self.troubles = {name: each for name, each in answers.items() if isinstance(each, StorageError)}
         if names and len(self.troubles) == len(names):
             raise self.troubles[names[0]]
-        self._known |= {name: each for name, each in answers.items() if not isinstance(each, StorageError)}
         return self.known(names)
 
     def _listed(self, catalog: Catalog, database: str) -> Holdings:
         now = times.now()
         known = self._known.get(database, Holdings(database))
-        whole = known.listed_at is None or now - known.listed_at >= self._whole_after or database in self._deleted
-        self._deleted.discard(database)
+        # A clock that was set back is no reason to wait.
+        fresh = known.listed_at is not None and timedelta() <= now - known.listed_at < self._whole_after
+        whole = not fresh or database in self._deleted
         backups, tests = _listed(catalog, database, None if whole else now - _OVERLAP)
         if whole:
+            self._deleted.discard(database)
             self._sizes.add(database)
         else:
             backups |= set(known.backups)
         listed_at = now if whole else known.listed_at
         ordered, proofs = tuple(sorted(backups)), tuple(sorted(tests))
-        return replace(known, backups=ordered, proofs=proofs, seen_at=now, listed_at=listed_at)
+        return replace(known, backups=ordered, proofs=proofs, named_at=now, listed_at=listed_at)
 
     def _detailed(self, quota: int, catalog: Catalog, database: str) -> Holdings:
-        made = self._known[database]
-        if database in self._sizes:
-            made = replace(made, stored_bytes=dict(_sizes(catalog, database)))
-            self._sizes.discard(database)
-        made = self._with_headlines(catalog, made, quota)
-        return self._with_tests(catalog, made, quota)
+        """What can't be read of it makes it blind, as old as it was; the rest is told."""
+        made, now = self._known[database], times.now()
+        try:
+            if database in self._sizes:
+                made = _with_sizes(catalog, made)
+                self._sizes.discard(database)
+            made = self._with_headlines(catalog, made, quota, now)
+            made = self._with_tests(catalog, made, quota, now)
+        except StorageError as error:
+            return replace(made, blind=error.message)
+        return replace(made, blind="", seen_at=made.named_at)
 
-    def _with_headlines(self, catalog: Catalog, made: Holdings, quota: int) -> Holdings:
-        new = sum(ref.id not in made.headlines for ref in made.backups[-self._most :])
-        wanted = made.backups[-min(self._most, len(made.headlines) + min(new, quota)) :]
+    def _with_headlines(self, catalog: Catalog, made: Holdings, quota: int, now: datetime) -> Holdings:
+        """The newest manifests: some more at each look, until there are as many as are shown."""
+        count = min(self._most, len(made.headlines) + quota)
         headlines: dict[str, Headline] = {}
         unreadable: dict[str, str] = {}
         sizes = dict(made.stored_bytes)
         gone = set()
-        for ref in wanted:
+        for ref in reversed(made.backups):
+            if len(headlines) >= count or len(unreadable) >= _UNREADABLE:
+                break
             if ref.id in made.headlines:
                 headlines[ref.id] = made.headlines[ref.id]
                 continue
@@ -201,44 +213,66 @@ class Keeper:
                 sizes.setdefault(ref.id, headlines[ref.id].stored_bytes)
             except NoBackupError:  # deleted since it was listed
                 gone.add(ref.id)
-            except IntegrityError as error:
+            except (IntegrityError, StorageError) as error:
                 unreadable[ref.id] = error.message
         backups = tuple(ref for ref in made.backups if ref.id not in gone)
-        return replace(made, backups=backups, headlines=headlines, unreadable=unreadable, stored_bytes=sizes)
+        believed = [ref for ref in reversed(backups) if ref.id in headlines and ref.id not in made.hollow]
+        newest = next((headlines[ref.id] for ref in believed if ref.second <= now + CLOCKS_DIFFER), None)
+        made = replace(made, backups=backups, headlines=headlines, unreadable=unreadable, stored_bytes=sizes)
+        return replace(made, newest=newest or next((headlines[ref.id] for ref in believed), None))
 
-    def _with_tests(self, catalog: Catalog, made: Holdings, quota: int) -> Holdings:
+    def _with_tests(self, catalog: Catalog, made: Holdings, quota: int, now: datetime) -> Holdings:
         newest = made.proofs[: -_TESTS - 1 : -1]
         new = [ref for ref in newest if ref.key not in self._tests][:quota]
         tests = [self._read(catalog, ref) for ref in newest if ref in new or ref.key in self._tests]
         decided = [ref for ref in reversed(made.proofs) if ref.status != "inconclusive"]
-        there = {ref.id for ref in made.backups}
-        last = self._read(catalog, decided[0]) if decided else None
+        # One that is dated in the future tells nothing of now, unless there is no other.
+        decided = [ref for ref in decided if ref.at <= now + CLOCKS_DIFFER] or decided
+        read = (self._read(catalog, ref) for ref in decided)
         passed = (self._read(catalog, ref) for ref in decided if ref.status == "passed")
-        by_backup = sorted(decided, key=lambda ref: (ref.backup, ref.at), reverse=True)
-        last_passed = next(filter(None, passed), None)
-        proven = self._newest_proven(catalog, [ref for ref in by_backup if ref.backup in there])
-        return replace(
+        proven, failed = self._verdicts(catalog, made, decided)
+        made = replace(
             made,
-            last_test=last,
-            last_passed=last_passed,
+            last_test=next(filter(None, read), None),
+            last_passed=next(filter(None, passed), None),
             newest_proven=proven,
+            failed=failed,
             tests=tuple(filter(None, tests)),
-            forged=frozenset(ref.key for ref in made.proofs if self._tests.get(ref.key, last) is None),
+            doubtful=bool(decided) and self._read(catalog, decided[0]) is None,
         )
+        return replace(made, forged=frozenset(ref.key for ref in made.proofs if self._tests.get(ref.key, ()) is None))
 
-    def _newest_proven(self, catalog: Catalog, newest_first: list[ProofRef]) -> Tested | None:
-        """Of the newest backup whose newest verdict is that it restores."""
-        seen: set[str] = set()
-        for ref in newest_first:
-            if ref.backup in seen:
-                continue
+    def _verdicts(
+        self, catalog: Catalog, made: Holdings, decided: list[ProofRef]
+    ) -> tuple[Tested | None, tuple[Tested, ...]]:
+        """Of the newest backup whose verdict is that it restores; and the failures of that were tested last or are
+        newer, which put everything in doubt. As `prune` has it."""
+        of: dict[str, list[ProofRef]] = {}
+        for ref in reversed(decided):
+            of.setdefault(ref.backup, []).append(ref)
+        there = {ref.id for ref in made.backups} - made.hollow
+        failed: dict[str, Tested] = {}
+        proven = None
+        last = {decided[0].backup} if decided else set()
+        for backup in [*sorted(of, reverse=True), *last]:
+            verdict = self._verdict(catalog, of[backup]) if proven is None or backup in last else None
+            if verdict is not None and verdict.status == "failed":
+                failed[backup] = verdict
+            elif verdict is not None and proven is None and backup in there:
+                proven = verdict
+        return proven, tuple(failed.values())
+
+    def _verdict(self, catalog: Catalog, refs: list[ProofRef]) -> Tested | None:
+        """What counts of all that are believed, oldest first. The newest is enough where no name says failed."""
+        newest = self._read(catalog, refs[-1])
+        if newest is not None and all(ref.status == "passed" for ref in refs):
+            return newest
+        counts = None
+        for ref in refs:
             tested = self._read(catalog, ref)
-            if tested is None:
-                continue
-            seen.add(ref.backup)
-            if tested.status == "passed":
-                return tested
-        return None
+            if tested is not None and proofs.settles(tested, counts):
+                counts = tested
+        return counts
 
     def _read(self, catalog: Catalog, ref: ProofRef) -> Tested | None:
         """None: it is not believed."""
@@ -265,6 +299,14 @@ def _listed(catalog: Catalog, database: str, since: datetime | None) -> tuple[se
     return backups, tests
 
 
+def _with_sizes(catalog: Catalog, made: Holdings) -> Holdings:
+    """What each backup takes, by one listing; and those whose data is gone."""
+    sizes = dict(_sizes(catalog, made.database))
+    missing = [ref for ref in made.backups if ref.id not in sizes]
+    hollow = {ref.id for ref in missing if _is_there(catalog, ref)}  # not those that were deleted meanwhile
+    return replace(made, stored_bytes=sizes, hollow=frozenset(hollow))
+
+
 def _sizes(catalog: Catalog, database: str) -> Iterator[tuple[str, int]]:
     prefix, backup, size = f"{database}/data/", "", 0
     for info in catalog.storage.list(prefix):
@@ -276,6 +318,11 @@ def _sizes(catalog: Catalog, database: str) -> Iterator[tuple[str, int]]:
         size += info.size
     if backup:
         yield backup, size
+
+
+def _is_there(catalog: Catalog, ref: BackupRef) -> bool:
+    key = manifest_key(ref.database, ref.id)
+    return any(info.key == key for info in catalog.storage.list(key))
 
 
 def _headline(made: Manifest) -> Headline:

@@ -65,8 +65,13 @@ _GAUGES: tuple[tuple[str, str, Value], ...] = (
     ),
     (
         "backupd_verify_last_status",
-        "Whether the last test restore with a verdict passed (1) or failed (0).",
-        lambda s: _STATUS[s.holdings.last_test.status] if s.holdings.last_test else None,
+        "Whether the last test restore with a verdict passed (1), or failed or an earlier failure stands (0).",
+        lambda s: 0.0 if s.holdings.failed else _STATUS[s.holdings.last_test.status] if s.holdings.last_test else None,
+    ),
+    (
+        "backupd_verify_duration_seconds",
+        "How long the last test restore with a verdict took.",
+        lambda s: s.holdings.last_test.seconds if s.holdings.last_test else None,
     ),
     (
         "backupd_proven_backup_timestamp_seconds",
@@ -88,6 +93,21 @@ _GAUGES: tuple[tuple[str, str, Value], ...] = (
         "backupd_prune_paused",
         "Whether nothing is pruned (1) because the newest proof failed.",
         lambda s: float(s.pause is not None),
+    ),
+    (
+        "backupd_unreadable_backups",
+        "Backups whose manifest cannot be read or is not believed, or whose data is gone.",
+        lambda s: float(len(s.holdings.unreadable) + len(s.holdings.hollow)),
+    ),
+    (
+        "backupd_unbelieved_proofs",
+        "Proofs that were read and are not believed.",
+        lambda s: float(len(s.holdings.forged)),
+    ),
+    (
+        "backupd_future_dated_backups",
+        "Backups that are dated in the future: a clock is or was wrong.",
+        lambda s: float(s.ahead),
     ),
     (
         "backupd_repository_bytes",
@@ -158,6 +178,10 @@ class _Now(Collector):
                 "How often the repository is looked at, at least.",
                 value=reading.refresh.total_seconds(),
             )
+        clusters = GaugeMetricFamily("backupd_cluster_up", "Whether a cluster told its databases.", labels=["cluster"])
+        for cluster, well in reading.clusters.items():
+            clusters.add_metric([cluster], float(well))
+        yield clusters
         for name, text, expected in _OVERDUE:
             family = GaugeMetricFamily(name, text, labels=["database"])
             for standing in reading.standings:

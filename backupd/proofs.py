@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from backupd import proof as records
 from backupd import times
@@ -137,12 +138,27 @@ def verdict(found: Iterable[Proof | IntegrityError]) -> Proof | IntegrityError |
     for each in found:
         if isinstance(each, IntegrityError):
             refused = each
-        elif each.status == "failed" or (
-            each.status == "passed"
-            and not (counts and counts.status == "failed" and _LEVELS.index(each.level) < _LEVELS.index(counts.level))
-        ):
+        elif settles(each, counts):
             counts = each
     return counts or refused
+
+
+class Result(Protocol):
+    """What a test restore found, and how closely it looked."""
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def level(self) -> str: ...
+
+
+def settles(later: Result, earlier: Result | None) -> bool:
+    """Whether the later of two results of one backup is what counts now."""
+    if later.status == "passed":
+        stands = earlier is not None and earlier.status == "failed"
+        return not (stands and earlier is not None and _LEVELS.index(later.level) < _LEVELS.index(earlier.level))
+    return later.status == "failed"
 
 
 def newest(catalog: Catalog, database: str) -> dict[str, Proof | IntegrityError]:

@@ -36,6 +36,7 @@ class Standing:
     verify_expected: datetime | None
     excess: int  # backups that the rules no longer keep, and that are still there
     pause: str | None  # why pruning may delete nothing
+    ahead: int  # backups that are dated in the future
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +65,23 @@ class Reading:
     pruned: Mapping[str, datetime] = field(default_factory=dict)  # when it was done last, by database
     databases: Mapping[str, Database] = field(default_factory=dict)
     refresh: timedelta | None = None  # how often the repository is looked at
+    troubles: Mapping[str, str] = field(default_factory=dict)  # what is not well of the daemon, storage, clusters
+    clusters: Mapping[str, bool] = field(default_factory=dict)  # whether they answer
     path: Path | None = None  # of the configuration, where it has to be named
 
 
 def standing(database: Database, holdings: Holdings, jitter: timedelta, now: datetime) -> Standing:
     newest, test = holdings.newest, holdings.last_test
+    last = None if newest is None else newest.taken_at
+    if newest is None and holdings.backups and holdings.seen_at is not None:
+        last = holdings.backups[0].second  # none of them can be believed: since the first one nothing was done
     return Standing(
         database=database.name,
         holdings=holdings,
         backup_expected=_expected(
             database,
             database.schedule,
-            None if newest is None else newest.taken_at,
+            last,
             timedelta() if newest is None else newest.duration * 2 + _usual_wait(database, holdings),
             jitter,
         ),
@@ -88,6 +94,7 @@ def standing(database: Database, holdings: Holdings, jitter: timedelta, now: dat
         ),
         excess=sum(not decision.keep for decision in preview(database, holdings, now)),
         pause=pause(holdings),
+        ahead=sum(_is_ahead(ref, now) for ref in holdings.backups),
     )
 
 
@@ -113,6 +120,11 @@ def _is_ahead(ref: BackupRef, now: datetime) -> bool:
     return ref.second > now + retention.CLOCKS_DIFFER
 
 
+def view_limit(refresh: timedelta) -> timedelta:
+    """How old what is known of the repository may be."""
+    return timedelta(minutes=10) + 3 * refresh
+
+
 def overdue(expected: datetime | None, now: datetime) -> timedelta | None:
     """For how long it has been expected in vain."""
     return None if expected is None else max(timedelta(), now - expected)
@@ -135,12 +147,17 @@ def _expected(
 
 
 def _usual_wait(database: Database, holdings: Holdings) -> timedelta:
-    """How long after their slots backups are made: where many share a slot, the last one's turn comes hours later."""
+    """How long after their slots backups are made: where many share a slot, the last one's turn comes hours later. At
+    most a quarter of the time between two slots: what was made by hand, or by another schedule, is no custom."""
     schedule = database.schedule
     if schedule is None:
         return timedelta()
     newest: list[Headline] = sorted(holdings.headlines.values(), key=lambda each: each.taken_at)[-_USUAL:]
-    return median_low(_wait(schedule, database.timezone, each.taken_at) for each in newest) if newest else timedelta()
+    if not newest:
+        return timedelta()
+    slot, following = _slots_after(schedule, database.timezone, newest[-1].taken_at)
+    most = timedelta() if slot is None or following is None else (following - slot) / 4
+    return min(most, median_low(_wait(schedule, database.timezone, each.taken_at) for each in newest))
 
 
 # Asked for the same moments at every look.
@@ -164,9 +181,10 @@ def _slots_after(
 
 def pause(holdings: Holdings) -> str | None:
     """Why nothing may be pruned, as far as is known here."""
-    test = holdings.last_test
-    if test is not None and test.status == "failed":
-        return f"the newest proof, of {test.backup}, failed"
+    if holdings.failed:
+        return f"the proof of {holdings.failed[-1].backup} failed"
+    if holdings.doubtful:
+        return "its newest proof is not believed"
     return None
 
 

@@ -19,7 +19,7 @@ from backupd.config_values import Schedule
 from backupd.holdings import Holdings, Tested
 from backupd.progress import Step
 from backupd.retention import CLOCKS_DIFFER
-from backupd.standing import Reading, Standing, overdue, preview
+from backupd.standing import Reading, Standing, overdue, preview, view_limit
 
 State = Literal["failing", "late", "none", "unknown", "unproven", "proven"]
 # The worst first; and what each is called.
@@ -27,7 +27,7 @@ STATES: Mapping[State, str] = {
     "failing": "failing",
     "late": "late",
     "none": "no backup",
-    "unknown": "not known yet",
+    "unknown": "not known",
     "unproven": "backed up, not proven",
     "proven": "proven",
 }
@@ -71,6 +71,7 @@ class Overview:
 
     at: datetime
     seen_at: datetime | None  # since when what is said of the repository is known
+    troubles: Mapping[str, str]  # what is not well beside them: config, storage, clock, a cluster
     counts: Mapping[State, int]  # of those that there are, the worst first
     databases: tuple[Row, ...]
 
@@ -98,6 +99,7 @@ class Details:
     """All of one database."""
 
     at: datetime
+    seen_at: datetime | None  # since when what is said of the repository is known
     summary: Row
     schedule: str | None
     verify_schedule: str | None
@@ -111,7 +113,9 @@ class Details:
 def overview(reading: Reading) -> Overview:
     rows = sorted(_rows(reading), key=lambda row: (list(STATES).index(row.state), row.database))
     counts = {state: sum(row.state == state for row in rows) for state in STATES}
-    return Overview(reading.now, reading.seen_at, {state: n for state, n in counts.items() if n}, tuple(rows))
+    return Overview(
+        reading.now, reading.seen_at, reading.troubles, {state: n for state, n in counts.items() if n}, tuple(rows)
+    )
 
 
 def details(reading: Reading, name: str) -> Details | None:
@@ -123,6 +127,7 @@ def details(reading: Reading, name: str) -> Details | None:
     holdings = Holdings(name) if standing is None else standing.holdings
     return Details(
         at=reading.now,
+        seen_at=holdings.seen_at,
         summary=_row(reading, database, standing),
         schedule=_text(database.schedule),
         verify_schedule=_text(database.verify.schedule),
@@ -204,15 +209,33 @@ def _said(reading: Reading, database: Database, standing: Standing | None) -> It
             yield "late", f"the next {what} is overdue by {times.brief_duration(late)}"
     if holdings.unreadable:
         yield "failing", f"{_count(len(holdings.unreadable), 'backup')} cannot be read: {_first(holdings.unreadable)}"
+    if holdings.hollow:
+        yield "failing", f"the data of {_count(len(holdings.hollow), 'backup')} is gone from the storage"
+    if holdings.doubtful:
+        yield "failing", "the newest proof is not believed: it is not signed by one who is trusted, or was changed"
     ahead = [ref for ref in holdings.backups if ref.second > now + CLOCKS_DIFFER]
     if ahead:
         yield "late", f"{_count(len(ahead), 'backup')} dated in the future: a clock is or was wrong"
+    if any(ref.at > now + CLOCKS_DIFFER for ref in holdings.proofs):
+        yield "late", "a proof is dated in the future: a clock is or was wrong"
+    if holdings.blind:
+        yield "unknown", f"not all of it can be read from the storage: {holdings.blind}"
+    elif reading.refresh is not None and (
+        holdings.seen_at is None or now - holdings.seen_at > view_limit(reading.refresh)
+    ):
+        yield "unknown", "the storage has told nothing new for long"
     if not holdings.backups:
         yield "none", "there is no backup"
     elif holdings.newest_proven is None:
         yield "unproven", "no backup was proven to restore"
     elif database.verify.schedule is None and holdings.newest_proven.backup != holdings.backups[-1].id:
         yield "unproven", "the newest backup is not proven, and no test restore is scheduled"
+
+
+def _is_old(reading: Reading, holdings: Holdings) -> bool:
+    if reading.refresh is None:
+        return False
+    return holdings.seen_at is None or reading.now - holdings.seen_at > view_limit(reading.refresh)
 
 
 def _failures(reading: Reading, database: Database, standing: Standing | None) -> Iterator[tuple[State, str]]:
@@ -228,9 +251,9 @@ def _failures(reading: Reading, database: Database, standing: Standing | None) -
         attempt = reading.attempts.get((database.name, kind))
         if attempt is not None and attempt.outcome == "failure" and (done is None or done < attempt.at):
             yield "failing", f"the last {what} failed at {times.iso(attempt.at.replace(microsecond=0))}: {attempt.text}"
-    if test is not None and test.status == "failed":
-        failed = ", ".join(name for name, status, _ in test.checks if status == "failed")
-        yield "failing", f"the last test restore, of {test.backup}, failed{f': {failed}' if failed else ''}"
+    for failed in holdings.failed:
+        checks = ", ".join(name for name, status, _ in failed.checks if status == "failed")
+        yield "failing", f"the test restore of {failed.backup} failed{f': {checks}' if checks else ''}"
 
 
 def _count(number: int, word: str) -> str:
@@ -294,10 +317,11 @@ def _backups(reading: Reading, database: Database, holdings: Holdings) -> Iterat
 
 def _verdicts(holdings: Holdings) -> Mapping[str, tuple[str, datetime]]:
     """By backup: the newest test restore that came to a verdict, else the newest without. Old ones go by their names;
-    what was read and is not believed is left out."""
+    what was read and is not believed is left out, and failures that stand do."""
     believed = [ref for ref in holdings.proofs if ref.key not in holdings.forged]
     in_order = sorted(believed, key=lambda ref: (ref.status != "inconclusive", ref.at))
-    return {ref.backup: (ref.status, ref.at) for ref in in_order}
+    standing = {each.backup: (each.status, each.finished_at) for each in holdings.failed}
+    return {ref.backup: (ref.status, ref.at) for ref in in_order} | standing
 
 
 def _command(reading: Reading, ref: BackupRef) -> str:

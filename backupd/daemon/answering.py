@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from backupd.config_models import Server
 from backupd.daemon.health import Health
 from backupd.standing import Reading
+
+_FILES = 65536  # open at a time
 
 
 class Answering:
@@ -25,10 +28,11 @@ class Answering:
         from backupd.web.app import build
         from backupd.web.server import WebServer
 
+        _allow_files()
         try:
             app = build(read, metrics, health, doors)
             server = WebServer(app, doors, lambda text: self._say(text, "error"))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             self._say(f"nothing is answered, cannot listen on {doors.listen}: {_reason(error)}", "error")
             yield
             return
@@ -47,7 +51,17 @@ class Answering:
             self._say(f"the certificate was not changed, as it cannot be read: {_reason(error)}", "error")
 
 
-def _reason(error: OSError) -> str:
+def _allow_files() -> None:
+    """Whoever opens connections is not to use up the files that jobs need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    if isinstance(error, UnicodeError):
+        return "that is no name of a host"
     if isinstance(error, ssl.SSLError):
         return f"the certificate or its key: {error.reason or error}"
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)

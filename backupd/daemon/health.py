@@ -13,7 +13,7 @@ _ASLEEP = 120.0  # seconds without a turn of the loop, after which it hangs
 
 
 class Health:
-    """Read by the server's threads."""
+    """Written by the daemon's loop, read by the server's threads."""
 
     def __init__(self) -> None:
         self._turned = monotonic()
@@ -23,7 +23,7 @@ class Health:
         self._turned = monotonic()
 
     def note(self, what: str, trouble: str | None) -> None:
-        """`what`: config, storage or clock. None: it is well."""
+        """`what`: config, storage, clock, cluster NAME … None: it is well."""
         others = {name: text for name, text in self._troubles.items() if name != what}
         self._troubles = others if trouble is None else {**others, what: trouble}
 

@@ -29,6 +29,7 @@ class Seen:
     troubles: dict[str, BackupdError]
     last: dict[tuple[str, Kind], datetime | None] = field(default_factory=dict)
     unknown: Sequence[tuple[str, Kind]] = ()  # of which the storage would not say
+    stored: frozenset[str] = frozenset()  # what the repository holds of clusters that do not answer
 
 
 def look(config: Config, keeper: Keeper) -> Seen:
@@ -39,6 +40,8 @@ def look(config: Config, keeper: Keeper) -> Seen:
     seen = Seen(began, found.databases, programs, dict(found.troubles))
     try:
         with opened(config) as catalog:
+            if found.troubles:
+                seen.stored = frozenset(catalog.databases())
             keeper.names(catalog, found.databases)
     except (StorageError, ConfigError) as error:  # nothing of one database alone
         seen.troubles[""] = _of_the_storage(error)

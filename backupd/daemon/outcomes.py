@@ -58,9 +58,7 @@ class Outcomes:
         """A job has ended, like this."""
         job = outcome.job
         if not (outcome.status == "interrupted" and self._state.stopping):
-            self._metrics.count(outcome)
-            if (word := WORDS.get(outcome.status)) is not None:
-                self._state.note((job.database, job.kind), Attempt(now, word, _told(outcome)))
+            self._note(outcome, now)
         if outcome.status == "busy":
             self._wait_for(outcome, now)
             return
@@ -73,6 +71,17 @@ class Outcomes:
         else:
             self._succeeded(outcome, now)
 
+    def _note(self, outcome: Outcome, now: datetime) -> None:
+        """For the page and for Prometheus, of databases that are still ours."""
+        job, word = outcome.job, WORDS.get(outcome.status)
+        if job.database not in self._state.databases:
+            return
+        self._metrics.count(outcome)
+        if word is not None:
+            self._state.note((job.database, job.kind), Attempt(now, word, _told(outcome)))
+        elif outcome.status == "elsewhere":
+            self._state.settle((job.database, job.kind))
+
     def _wait_for(self, outcome: Outcome, now: datetime) -> None:
         """Another host is at it. One that does not get done with it until the next slot hangs, and somebody is told."""
         job = outcome.job
@@ -83,6 +92,7 @@ class Outcomes:
             self._say(f"{outcome.summary}: it is waited for", "info", job, outcome)
         if job.slot > busy.slot and not busy.told:
             busy.told = True
+            self._state.note((job.database, job.kind), Attempt(now, "failure", _told(outcome)))
             self._report(outcome, f"not done, as another run has been at it since {times.iso(busy.slot)}")
 
     def look_at_the_long(self, now: datetime) -> None:

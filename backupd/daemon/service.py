@@ -92,7 +92,6 @@ class Daemon:
     def _wind_up(self) -> None:
         self._clock.clear()
         self._clock.every(_TICK).seconds.do(self._tick)  # type: ignore[arg-type]
-        self._clock.every(self.state.config.daemon.refresh.total_seconds()).seconds.do(self._survey.want)  # type: ignore[arg-type]
         if self.systemd.watchdog:
             self._clock.every(self.systemd.watchdog / 3).seconds.do(self.systemd.tell, "WATCHDOG=1")  # type: ignore[arg-type]
 
@@ -123,6 +122,9 @@ class Daemon:
         self._begin_due()
         self._outcomes.look_at_the_long(times.now())
         self.health.note("clock", clock_trouble(self.state.standings, times.now()))
+        if self._survey.hangs:
+            self.health.note("storage", "servers or storage do not answer for long")
+        self.state.troubles = self.health.troubles
         self._tell_status()
 
     def _begin_due(self) -> None:
@@ -176,9 +178,13 @@ class Daemon:
             self._say(f"{name or 'the storage'} answers again")
         self._troubles = troubles
         self.health.note("storage", troubles.get(""))
+        clusters = self.state.config.clusters
+        for name in [*clusters, *(self.state.clusters.keys() - clusters.keys())]:
+            self.health.note(f"cluster {name}", troubles.get(name) if name in clusters else None)
+        self.state.clusters = {name: name not in troubles for name in clusters}
         self._programs = seen.programs
-        silent = seen.troubles.keys() & self.state.config.clusters.keys()  # their databases may be there all the same
-        known = self._of_clusters(name for name in self.state.databases.keys() - seen.databases.keys())
+        silent = seen.troubles.keys() & clusters.keys()  # their databases may be there all the same
+        known = self._of_clusters((self.state.databases.keys() | seen.stored) - seen.databases.keys())
         known = {name: each for name, each in known.items() if name.partition(".")[0] in silent}
         self._change({**seen.databases, **known})
         for database, kind in seen.unknown:

@@ -32,6 +32,8 @@ class State:
     steps: Mapping[Job, Step] = field(default_factory=dict)  # how far they are
     attempts: Mapping[Key, Attempt] = field(default_factory=dict)  # the last of each
     pruned: Mapping[str, datetime] = field(default_factory=dict)  # when that was done last
+    troubles: Mapping[str, str] = field(default_factory=dict)  # what is not well: config, storage, clock, clusters
+    clusters: Mapping[str, bool] = field(default_factory=dict)  # whether they answer
 
     def reading(self) -> Reading:
         """For whoever asks, on whatever thread."""
@@ -46,6 +48,8 @@ class State:
             pruned=self.pruned,
             databases=self.databases,
             refresh=self.config.daemon.refresh,
+            troubles=self.troubles,
+            clusters=self.clusters,
             path=None if self.path == SYSTEM_FILE else self.path,
         )
 
@@ -54,6 +58,10 @@ class State:
         self.attempts = {**self.attempts, key: attempt}
         if key[1] == "prune" and attempt.outcome == "success":
             self.pruned = {**self.pruned, key[0]: attempt.at}
+
+    def settle(self, key: Key) -> None:
+        """It was done elsewhere: what failed here matters no more."""
+        self.attempts = {other: each for other, each in self.attempts.items() if other != key}
 
     def forget(self, database: str) -> None:
         """It is gone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from time import monotonic
 from typing import Any
@@ -32,6 +32,7 @@ class Found:
 
     standings: tuple[Standing, ...] = ()
     seen_at: datetime | None = None
+    blind: Mapping[str, str] = field(default_factory=dict)  # why something of a database could not be read
 
 
 class Survey:
@@ -52,9 +53,11 @@ class Survey:
         self._looking: Future[Seen] | None = None
         self._reading: Future[Found | None] | None = None
         self._wanted = True  # a look at everything
+        self._looked = 0.0
         self._changed: set[str] = set()  # databases of which there may be more
         self._found = Found()
         self._began = 0.0
+        self.hangs = False  # what was asked last did not answer for long
 
     def want(self) -> None:
         """A look at everything."""
@@ -74,9 +77,12 @@ class Survey:
         if self._looking is not None or self._reading is not None:
             if now - self._began > _LONGEST:
                 self._complain("servers and storage have not answered for long: they are asked anew")
+                keeper = self._keeper
                 self.begin_anew()
-        elif self._wanted and seen is None:
-            self._wanted, self._began = False, now
+                self._keeper = keeper  # what it has learned by now is true
+                self.hangs = True
+        elif seen is None and (self._wanted or now - self._looked >= self._state.config.daemon.refresh.total_seconds()):
+            self._wanted, self._began, self._looked = False, now, now
             self._looking = self._background.submit(look, self._state.config, self._keeper)
         elif self._changed and seen is None and now - self._began >= _SOON:
             self._read(self._changed & self._state.databases.keys(), listed=False)
@@ -107,11 +113,14 @@ class Survey:
             if (error := reading.exception()) is not None:
                 self._complain(f"a bug: the repository could not be surveyed: {error!r}")
             elif (found := reading.result()) is not None:
+                for name in found.blind.keys() - self._found.blind.keys():
+                    self._complain(f"not all that is stored of {name} can be read: {found.blind[name]}")
                 self._found = found
                 self._state.standings, self._state.seen_at = found.standings, found.seen_at
         if self._looking is not None and self._looking.done():
             looking, self._looking = self._looking, None
             if (error := looking.exception()) is None:
+                self.hangs = False
                 return looking.result()
             self._complain(f"a bug: servers and storage could not be looked at: {error!r}")
         return None
@@ -140,4 +149,5 @@ def _read(
     standings = tuple({**others, **made}.values())
     # As old as what is known longest; of one that nothing is known of, that is since ever.
     seen = [each.holdings.seen_at for each in standings if each.holdings.seen_at is not None]
-    return Found(standings, min([*seen, times.now()]) if len(seen) == len(databases) else None)
+    blind = {each.database: each.holdings.blind for each in standings if each.holdings.blind}
+    return Found(standings, min([*seen, times.now()]) if len(seen) == len(databases) else None, blind)

@@ -50,9 +50,9 @@ def work(config: Config, job: Job, style: Style, programs: tools.Survey | None, 
         console.say(style, f"unexpected failure\n{traceback.format_exc()}", "error", fields)
         bug = BackupdError(f"unexpected failure: {type(error).__name__}", detail=str(error), hint="A bug in backupd.")
         outcome = Outcome(job, "failed", bug.message, error=bug.document())
-    with speaking:
-        answer.send(outcome)
-        answer.close()
+    speaking.acquire(timeout=5)  # an interrupt may have come between a lock and its release
+    answer.send(outcome)
+    answer.close()
 
 
 def _tell(answer: Connection, speaking: Lock, step: Step) -> None:

@@ -41,7 +41,7 @@ def build(read: Callable[[], Reading], metrics: Callable[[], bytes], health: Hea
     """The application. What is shown is what `read` returns at that moment."""
 
     def overview(_: Request) -> Response:
-        return HTMLResponse(pages.overview(status.overview(read()), health.troubles))
+        return HTMLResponse(pages.overview(status.overview(read())))
 
     def database(request: Request) -> Response:
         found = status.details(read(), request.path_params["name"])

@@ -14,10 +14,9 @@ import hmac
 import secrets
 import socket
 from ipaddress import ip_address
-from threading import Lock
 
 import bcrypt
-from starlette.concurrency import run_in_threadpool
+from anyio import CapacityLimiter, WouldBlock, to_thread
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -40,7 +39,8 @@ _HEADERS = {
 _LONGEST = 2000  # bytes of an address
 _HEADERS_SIZE = 16 << 10  # bytes
 _OPEN = "/healthz"  # which tells nothing else, to anybody
-_NOBODY = bcrypt.hashpw(b"", bcrypt.gensalt(10)).decode()  # takes the time of a hash where there is no such user
+_PAGES = 4  # made at the same time: the daemon's loop wants its turn too
+_WAITING = 8  # passwords that are looked at, or wait for it
 _REMEMBERED = 100  # who came in
 
 
@@ -67,7 +67,10 @@ class Doors:
                     headers.setdefault("Strict-Transport-Security", "max-age=31536000")
             await send(message)
 
+        to_thread.current_default_thread_limiter().total_tokens = _PAGES
         answer = await self._refusal(scope)
+        if answer is not None:
+            answer.headers["Connection"] = "close"  # who is refused keeps nobody else out
         await (answer or self._app)(scope, receive, guarded)
 
     async def _refusal(self, scope: Scope) -> Response | None:
@@ -84,7 +87,11 @@ class Doors:
             return PlainTextResponse(
                 "This is not a name of this server: add it to `hosts` in [server] of backupd's configuration.\n", 421
             )
-        if not await self._guests.admit(headers.getlist("authorization")):
+        try:
+            admitted = await self._guests.admit(headers.getlist("authorization"))
+        except WouldBlock:
+            return PlainTextResponse("Too many passwords are tried.\n", 429, {"Retry-After": "5"})
+        if not admitted:
             challenge = {"WWW-Authenticate": 'Basic realm="backupd", charset="UTF-8"'}
             return PlainTextResponse("A token or a password is needed.\n", 401, challenge)
         return None
@@ -115,7 +122,11 @@ class Guests:
         self._users = dict(doors.users)
         self._key = secrets.token_bytes(32)
         self._known: dict[bytes, None] = {}  # what came in before, hashed: bcrypt takes its time
-        self._one_at_a_time = Lock()  # whoever guesses gets one core at most
+        costs = [int(text.split("$")[2]) for text in self._users.values()]
+        # Takes the time of a hash where there is no such user.
+        self._nobody = bcrypt.hashpw(b"", bcrypt.gensalt(max(costs, default=4)))
+        self._limiter: CapacityLimiter | None = None
+        self._trying = 0
 
     async def admit(self, given: list[str]) -> bool:
         """`given`: the values of Authorization."""
@@ -128,8 +139,19 @@ class Guests:
             return self._has_token(value.strip())
         if scheme.lower() == "basic" and self._users:
             seal = hmac.digest(self._key, value.encode(), "sha256")
-            return seal in self._known or await run_in_threadpool(self._has_password, value.strip(), seal)
+            return seal in self._known or await self._try(value.strip(), seal)
         return False
+
+    async def _try(self, value: str, seal: bytes) -> bool:
+        """One at a time, on a thread of their own: whoever guesses gets one core at most, and keeps no page waiting."""
+        self._limiter = self._limiter or CapacityLimiter(1)
+        if self._trying >= _WAITING:
+            raise WouldBlock
+        self._trying += 1
+        try:
+            return await to_thread.run_sync(self._has_password, value, seal, limiter=self._limiter)
+        finally:
+            self._trying -= 1
 
     def _has_token(self, token: str) -> bool:
         digest = hashlib.sha256(token.encode()).digest()
@@ -141,14 +163,13 @@ class Guests:
             user = name.decode()
         except (binascii.Error, UnicodeDecodeError):
             return False
-        wanted = self._users.get(user, _NOBODY)
-        with self._one_at_a_time:
-            # bcrypt reads 72 bytes, and no NUL.
-            fits = len(password) <= 72 and b"\0" not in password
-            right = bcrypt.checkpw(password if fits else b"", wanted.encode())
-            if not (colon and fits and right and user in self._users):
-                return False
-            while len(self._known) >= _REMEMBERED:
-                del self._known[next(iter(self._known))]
-            self._known[seal] = None
-            return True
+        wanted = self._users[user].encode() if user in self._users else self._nobody
+        # bcrypt reads 72 bytes, and no NUL.
+        fits = len(password) <= 72 and b"\0" not in password
+        right = bcrypt.checkpw(password if fits else b"", wanted)
+        if not (colon and fits and right and user in self._users):
+            return False
+        while len(self._known) >= _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[seal] = None
+        return True

@@ -3,7 +3,6 @@ control character comes through."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import cache
 from urllib.parse import quote
@@ -26,8 +25,8 @@ def printable(text: str) -> str:
     return "".join(" " if c == "\\t" else c for c in plain)
 
 
-def overview(found: Overview, troubles: Mapping[str, str]) -> str:
-    return _render("overview.html", found=found, troubles=troubles, states=STATES)
+def overview(found: Overview) -> str:
+    return _render("overview.html", found=found, states=STATES)
 
 
 def database(found: Details, number: int) -> str | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import ssl
-from asyncio import TimerHandle, Transport
-from collections.abc import Callable
+from asyncio import CancelledError, TimerHandle, Transport, constants
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 
 import uvicorn
@@ -20,7 +23,7 @@ _CONNECTIONS = 200  # at a time
 _REQUEST = 16 << 10  # bytes of a request's line and headers
 _PATIENCE = 10  # seconds for a request to come, and for a connection without one
 _LOOKS = 6  # times this for an answer to be taken
-_BACKLOG = 128
+_BACKLOG = 64
 
 
 class _Bounded(H11Protocol):
@@ -45,7 +48,8 @@ class _Bounded(H11Protocol):
         cycle = self.cycle
         idle = cycle is None or (cycle.response_complete and self.timeout_keep_alive_task is None)
         self._seen, self._looks = cycle, self._looks + 1 if cycle is self._seen else 0
-        if idle or (self._looks >= _LOOKS and not cycle.response_complete):
+        # One that closes waits until its answer is taken.
+        if idle or transport.is_closing() or self._looks >= _LOOKS:
             transport.abort()
         else:
             self._watch = self.loop.call_later(_PATIENCE, self._look, transport)
@@ -60,6 +64,8 @@ class _Complaints(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, CancelledError):  # the server ends
+            return
         self._complain(f"a bug: a request was not answered: {error!r}" if error else record.getMessage())
 
 
@@ -85,9 +91,11 @@ class WebServer:
             timeout_keep_alive=_PATIENCE,
             timeout_graceful_shutdown=2,
             h11_max_incomplete_event_size=_REQUEST,
+            backlog=_BACKLOG,
         )
         config.load()
         config.ssl = self._tls
+        constants.SSL_HANDSHAKE_TIMEOUT = _PATIENCE  # of loops in this process: uvicorn has no word for it
         logger = logging.getLogger("uvicorn.error")
         logger.handlers, logger.propagate = [_Complaints(complain)], False
         self._server = uvicorn.Server(config)
@@ -101,7 +109,6 @@ class WebServer:
     def reload_certificate(self) -> None:
         """A renewed one, for connections to come. Raises OSError, and the one before stays."""
         if self._tls is not None:
-            self._load(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
             self._load(self._tls)
 
     def close(self) -> None:
@@ -109,10 +116,25 @@ class WebServer:
         self._thread.join(5)
 
     def _load(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        """Tried out on another context first. Both take the very same bytes, though files may change just then."""
         assert self._doors.tls_certificate_file is not None
-        # A key with a passphrase would be asked for on the terminal.
-        context.load_cert_chain(self._doors.tls_certificate_file, self._doors.tls_key_file, password="")
+        assert self._doors.tls_key_file is not None
+        with _held(self._doors.tls_certificate_file) as certificate, _held(self._doors.tls_key_file) as key:
+            for each in (ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), context):
+                # A key with a passphrase would be asked for on the terminal.
+                each.load_cert_chain(certificate, key, password="")
         return context
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[str]:
+    """A copy of a file in memory, by a name of its own."""
+    number = os.memfd_create("backupd-tls", os.MFD_CLOEXEC)
+    try:
+        os.write(number, path.read_bytes())
+        yield f"/proc/self/fd/{number}"
+    finally:
+        os.close(number)
 
 
 def _listen(address: Address) -> socket.socket:

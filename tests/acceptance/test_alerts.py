@@ -58,11 +58,12 @@ def test_each_is_tested_and_tells_what_to_do() -> None:
         assert re.search(rf"(?m)^ *- alert: {name}\n(?:.*\n)+?.*severity: (critical|warning)", RULES.read_text())
         assert name in tested or name.startswith("BackupdProof"), name  # these by a pattern
     rules = RULES.read_text().split("- alert: ")[1:]
-    assert len(rules) == len(alerts()) == 12
+    assert len(rules) == len(alerts()) == 15
     for rule in rules:
         assert "summary:" in rule
         assert "description:" in rule
-        assert "$labels.database" in rule or rule.startswith(("BackupdRepositoryViewStale", "BackupdAbsent"))
+        others = ("BackupdRepositoryViewStale", "BackupdAbsent", "BackupdClusterUnreachable")
+        assert "$labels.database" in rule or rule.startswith(others)
 
 
 def test_every_metric_that_they_use_exists() -> None:
@@ -104,6 +105,7 @@ class Source:
             self.database.name,
             backups=refs[-7:],
             headlines={ref.id: each for ref, each in zip(refs, self.backups, strict=True)},
+            newest=self.backups[-1] if self.backups else None,
             last_test=self.tests[-1] if self.tests else None,
             last_passed=self.tests[-1] if self.tests else None,
             newest_proven=self.tests[-1] if self.tests else None,

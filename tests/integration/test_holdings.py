@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from backupd import proofs, times
 from backupd.catalog import manifest_key
 from backupd.crypto import minisign
+from backupd.errors import StorageError
 from backupd.holdings import Holdings, Keeper
 from backupd.storage.base import ObjectInfo
 from backupd.storage.memory import MemoryStorage
@@ -147,9 +148,85 @@ def test_a_failed_proof_stands_until_one_passes(world: World) -> None:
     assert (found.last_test.status, found.last_passed.backup, found.newest_proven.backup) == ("failed", old, old)
     world.filled.proof(new, NOW + HOUR, status="inconclusive")
     world.filled.proof(new, NOW + 2 * HOUR)
+    world.now += 3 * HOUR
     found = world.refresh()["shop"]
     assert found.newest_proven is not None
     assert found.newest_proven.backup == new
+
+
+def test_a_forged_proof_hides_no_failure(world: World) -> None:
+    made = world.filled.backup(NOW - DAY)
+    world.filled.proof(made, NOW - HOUR, status="failed")
+    world.storage.put(f"shop/proofs/{made}/{times.compact(NOW)}-passed.json", [b"{}"])
+    found = world.refresh()["shop"]
+    assert found.last_test is not None
+    assert (found.last_test.status, len(found.failed), found.doubtful, len(found.forged)) == ("failed", 1, True, 1)
+
+
+def test_a_proof_of_tomorrow_hides_no_failure(world: World) -> None:
+    made = world.filled.backup(NOW - DAY)
+    world.filled.proof(made, NOW + 300 * DAY)
+    world.filled.proof(world.filled.backup(NOW - HOUR), NOW, status="failed")
+    found = world.refresh()["shop"]
+    assert found.last_test is not None
+    assert found.last_test.status == "failed"
+    assert [each.status for each in found.failed] == ["failed"]
+
+
+def test_a_failure_of_a_closer_look_stands(world: World) -> None:
+    """As in `list` and `prune`: counted rows say nothing about what hashes found."""
+    made = world.filled.backup(NOW - DAY)
+    world.filled.proof(made, NOW - 2 * HOUR, status="failed", level="content")
+    world.filled.proof(made, NOW - HOUR, level="rows")
+    found = world.refresh()["shop"]
+    assert found.newest_proven is None
+    assert [each.level for each in found.failed] == ["content"]
+    world.filled.proof(made, NOW, level="content")
+    found = world.refresh()["shop"]
+    assert found.newest_proven is not None
+    assert found.failed == ()
+
+
+def test_a_backup_of_tomorrow_is_not_the_newest(world: World) -> None:
+    world.filled.backup(NOW - 30 * DAY)
+    world.filled.backup(NOW + DAY)
+    newest = world.refresh()["shop"].newest
+    assert newest is not None
+    assert newest.taken_at == NOW - 30 * DAY
+
+
+def test_what_cannot_be_read_makes_blind_and_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = world.filled.backup(NOW - DAY)
+    key = world.filled.proof(made, NOW - HOUR)
+    read = world.storage.open
+
+    def refused(name: str, **more: int):  # type: ignore[no-untyped-def]
+        if name == key:
+            raise StorageError("archived")
+        return read(name, **more)
+
+    monkeypatch.setattr(world.storage, "open", refused)
+    found = world.refresh()["shop"]
+    assert (found.blind, found.seen_at) == ("archived", None)
+    assert ids(found) == [made]
+    assert found.newest is not None
+    monkeypatch.undo()
+    monkeypatch.setattr(times, "now", lambda: world.now)
+    found = world.refresh()["shop"]
+    assert (found.blind, found.seen_at) == ("", NOW)
+
+
+def test_data_that_is_gone_is_noticed(world: World) -> None:
+    made = [world.filled.backup(NOW - n * DAY) for n in (2, 1)]
+    world.filled.proof(made[1], NOW)
+    assert world.refresh()["shop"].hollow == frozenset()
+    world.storage.delete([info.key for info in world.storage.list(f"shop/data/{made[1]}/")])
+    world.now += 2 * HOUR
+    found = world.refresh()["shop"]
+    assert found.hollow == {made[1]}
+    assert found.newest is not None
+    assert found.newest.taken_at == NOW - 2 * DAY
+    assert found.newest_proven is None
 
 
 STEPS = st.lists(

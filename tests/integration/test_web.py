@@ -10,8 +10,10 @@ import random
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -35,6 +37,7 @@ from backupd.storage.memory import MemoryStorage
 from backupd.web import server as web
 from backupd.web.app import build
 from backupd.web.server import WebServer
+from tests.daemon import until
 from tests.filled import Filled
 
 TOKEN = "correct-horse-battery-staple"
@@ -308,6 +311,42 @@ def test_who_asks_nothing_is_shown_out(start: Starter, monkeypatch: pytest.Monke
             except ConnectionResetError:
                 continue
     assert world.ask("/").status == 200
+
+
+def test_who_does_not_take_his_answers_is_shown_out(start: Starter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_PATIENCE", 0.3)
+    monkeypatch.setattr(web, "_CONNECTIONS", 10)
+    world = start(tokens_sha256=["0" * 64])
+    requests = b"GET /api/status HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000
+    with ExitStack() as held:
+        for path in (b"/healthz", b"/", b"/static/style.css", b"/metrics") * 5:
+            each = held.enter_context(socket.socket())
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            each.connect(world.server.address)
+            each.setblocking(False)
+            with suppress(BlockingIOError, ConnectionError):
+                each.sendall(requests.replace(b"/api/status", path))
+
+        def answered() -> bool:
+            try:
+                return world.ask("/healthz").status == 200
+            except (OSError, http.client.HTTPException):
+                return False
+
+        assert until(lambda: answered() and answered() and answered(), 20)
+
+
+def test_many_wrong_passwords_keep_no_page_waiting(start: Starter) -> None:
+    hashed = bcrypt.hashpw(b"right", bcrypt.gensalt(10)).decode()
+    world = start(users={"ops": hashed}, tokens_sha256=[hashlib.sha256(TOKEN.encode()).hexdigest()])
+    with ThreadPoolExecutor(30) as guessing:
+        guesses = [guessing.submit(world.ask, "/", Authorization=basic("ops", f"wrong {n}")) for n in range(30)]
+        began = time.monotonic()
+        assert world.ask("/metrics", Authorization=f"Bearer {TOKEN}").status == 200
+        assert time.monotonic() - began < 3
+        statuses = {each.result().status for each in guesses}
+    assert statuses == {401, 429}
+    assert world.ask("/", Authorization=basic("ops", "right")).status == 200
 
 
 def test_a_large_request_is_refused(start: Starter) -> None:

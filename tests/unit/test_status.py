@@ -41,11 +41,13 @@ def held(*backups: datetime, tested: tuple[datetime, str, datetime] | None = Non
     """Backups of these moments; `tested`: of one of them, with this result, at this time."""
     refs = tuple(ref(at) for at in sorted(backups))
     values: dict[str, Any] = {"headlines": {each.id: headline(each.second) for each in refs}}
+    values["newest"] = next((headline(each.second) for each in reversed(refs) if each.second <= NOW), None)
     if tested is not None:
         of, result, at = tested
         proof = Proven(ref(of).id, of, at, result, "rows", 60.0, 42.0, (("rows", result, ""),))
         passed = proof if result == "passed" else None
         values |= {"last_test": proof, "last_passed": passed, "newest_proven": passed}
+        values["failed"] = () if passed else (proof,)
         values["proofs"] = (ProofRef(at, result, "shop", ref(of).id, "key"),)
     return Holdings("shop", backups=refs, seen_at=NOW, **(values | more))
 
@@ -79,7 +81,7 @@ TESTED = (TODAY, "passed", TODAY + HOUR)
         ("unproven", "no test restore is scheduled", held(TODAY, NOW, tested=TESTED), database(), {}),
         ("late", "backup is overdue by", held(TODAY - 2 * DAY), database(), {}),
         ("late", "test restore is overdue by", held(TODAY, tested=TESTED), database(verify="0 4 * * *"), {}),
-        ("failing", "last test restore, of", held(TODAY, tested=(TODAY, "failed", NOW)), database(), {}),
+        ("failing", "test restore of 2026", held(TODAY, tested=(TODAY, "failed", NOW)), database(), {}),
         ("failing", "no route", held(TODAY, tested=TESTED), database(), {("shop", "backup"): failed(NOW)}),
         ("failing", "no route", held(), database(), {("shop", "backup"): failed(NOW)}),
         ("failing", "no route", None, database(), {("shop", "backup"): failed(NOW)}),
@@ -92,6 +94,10 @@ TESTED = (TODAY, "passed", TODAY + HOUR)
             *(held(TODAY, tested=TESTED, unreadable={"a": "signed by nobody", "b": "x"}), database(), {}),
         ),
         ("late", "dated in the future", held(TODAY, NOW + DAY, tested=(NOW + DAY, "passed", NOW)), database(), {}),
+        ("failing", "newest proof is not believed", held(TODAY, tested=TESTED, doubtful=True), database(), {}),
+        ("failing", "is gone from", held(TODAY, tested=TESTED, hollow=frozenset({"x"})), database(), {}),
+        ("unknown", "not all of it can be read", held(TODAY, tested=TESTED, blind="no"), database(), {}),
+        ("late", "backup is overdue", held(TODAY - 9 * DAY, newest=None, headlines={}), database(), {}),
     ],
 )
 def test_the_state_is_the_worst_that_there_is_to_say(
@@ -131,7 +137,8 @@ def test_grace_goes_by_the_schedule_and_by_what_backups_take(schedule: str, took
     assert settings.schedule is not None
     slot = schedules.latest(settings.schedule, settings.timezone, NOW)
     assert slot is not None
-    known = Holdings("shop", backups=(ref(slot),), headlines={ref(slot).id: headline(slot, took)})
+    made = headline(slot, took)
+    known = Holdings("shop", backups=(ref(slot),), headlines={ref(slot).id: made}, newest=made)
     following = schedules.after(settings.schedule, settings.timezone, slot)
     assert following is not None
     assert expected(settings, known) == following + grace
@@ -162,6 +169,24 @@ def test_what_is_overdue_only_grows_until_a_backup_is_made(minutes: list[int], l
     assert first is not None
     assert second is not None
     assert timedelta() <= first <= second <= first + timedelta(minutes=later)
+
+
+def test_what_is_known_ages() -> None:
+    """What was proven a week ago, as far as anybody could see, is not proven now."""
+    settings, known = database(None), held(TODAY, tested=TESTED)
+    standings = standing.all_of({"shop": settings}, {"shop": known}, timedelta())
+    for hours, state in ((0, "proven"), (1, "unknown")):
+        reading = Reading(
+            NOW + hours * HOUR,
+            standings,
+            NOW,
+            databases={"shop": settings},
+            refresh=5 * MINUTE,
+            troubles={"storage": "x"},
+        )
+        found = status.overview(reading)
+        assert [each.state for each in found.databases] == [state]
+        assert found.troubles == {"storage": "x"}
 
 
 def test_the_worst_comes_first() -> None:
