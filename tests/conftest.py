@@ -32,3 +32,8 @@ for _number, _usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.
 def s3_bucket(s3_server: SeaweedServer) -> str:
     """A new bucket on the session's S3 server."""
     return s3_server.new_bucket()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for minutes comes first: at the end the other processes would wait for it."""
+    items.sort(key=lambda item: "test_prometheus" not in item.nodeid)

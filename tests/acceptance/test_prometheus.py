@@ -58,6 +58,10 @@ class Prometheus:
             f"wanted {wanted_}, without {none}, and there are {self.firing()}"
         )
 
+    def is_quiet_of(self, database: str) -> None:
+        """Nothing fires for it, nor for the daemon. On a busy machine a scrape may fail, which is told at once here."""
+        assert until(lambda: not {alert for alert, of in self.firing() if of in (database, "")}, 60), self.firing()
+
 
 def hurried(rules: str) -> str:
     """The same rules without their patience."""
@@ -152,17 +156,17 @@ def test_each_fires_and_clears(tmp_path: Path, server: ThrowawayServer, store: S
                 *(("BackupStale", old), ("BackupFailing", old), ("ProofNeverMade", old)),
                 *(("BackupFailing", never), ("BackupNeverMade", never)),
             )
-            assert not {alert for alert, database in watching.firing() if database in (shop, "")}
+            watching.is_quiet_of(shop)
 
             store.kill()
             watching.wait(("BackupFailing", shop), ("RepositoryViewStale", ""), seconds=120)
             assert ("BackupStale", shop) not in watching.firing()
             store.restart()
+            running.signal(signal.SIGHUP)  # what waits to be tried again is tried at once
             watching.wait(without=(("BackupFailing", shop), ("RepositoryViewStale", "")), seconds=150)
 
             server.stop()
-            watching.wait(("BackupFailing", shop), seconds=120)
-            assert ("RepositoryViewStale", "") not in watching.firing()
+            watching.wait(("BackupFailing", shop), without=(("RepositoryViewStale", ""),), seconds=120)
             server.start()
             watching.wait(without=(("BackupFailing", shop),), seconds=150)
 
@@ -172,7 +176,7 @@ def test_each_fires_and_clears(tmp_path: Path, server: ThrowawayServer, store: S
             site.edit(lambda text: text.replace("< 0 from orders", ">= 100 from orders"))
             running.signal(signal.SIGHUP)
             watching.wait(without=(("ProofFailed", shop), ("PrunePaused", shop)), seconds=120)
-            assert not {alert for alert, database in watching.firing() if database in (shop, "")}
+            watching.is_quiet_of(shop)
 
             assert running.stop() == 0
             watching.wait(("Absent", ""), seconds=60)

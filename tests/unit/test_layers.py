@@ -61,6 +61,7 @@ ONLY_IN = {
     "uvicorn": ("web",),
     "jinja2": ("web",),
     "bcrypt": ("web",),
+    "anyio": ("web",),
 }
 PRINTS = ("console", "demo")
 
