@@ -76,7 +76,7 @@ class Daemon:
         server = self.state.config.server
         doors = self._doors.open(server, self.state.reading, self.metrics.text, self.health)
         with self._signals() as woken, doors:
-            databases = f"{len(self.state.databases)} databases, {self.runner.limit} jobs at a time"
+            databases = f"databases: {len(self.state.databases)}, jobs at a time: {self.runner.limit}"
             self._say(f"backupd runs: {databases}, by {self.path}")
             if not self.state.agenda.plans and not self.state.config.clusters:
                 self._say("no database has a schedule: nothing will be done", "warning")
@@ -253,7 +253,7 @@ class Daemon:
             self._survey.begin_anew()  # what is being asked goes by the configuration before
             self._plan()
             self._wind_up()
-            self._say(f"the configuration was read again: {len(self.state.databases)} databases")
+            self._say(f"the configuration was read again, databases: {len(self.state.databases)}")
         self.systemd.tell("READY=1")
 
     def _say_what_needs_a_restart(self, config: Config) -> None:

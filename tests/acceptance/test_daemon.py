@@ -305,7 +305,7 @@ def test_reload(site: Site, new_database: NewDatabase, pg15: ThrowawayServer) ->
         text = good.replace("[databases.shop]", f'[databases.crm]\ndsn = "{new_database(pg15)}"\n[databases.shop]')
         site.config.write_text(text)
         running.signal(signal.SIGHUP)
-        running.wait(message="was read again: 2 databases")
+        running.wait(message="was read again, databases: 2")
         running.wait(database="crm", job="backup", status="done")
         assert len(running.find(database="shop", job="backup", status="done")) == 1
         assert running.stop() == 0
@@ -493,5 +493,5 @@ def test_the_log_is_text_for_people_and_json_for_programs(site: Site) -> None:
             filled.storage.delete([info.key])
     with daemon(site, "--log-format", "text", name="text") as running:
         text = first(running)
-    assert re.fullmatch(rf"{STAMP} backupd runs: 1 databases, 2 jobs at a time, by .*toml", text.splitlines()[1])
+    assert re.fullmatch(rf"{STAMP} backupd runs: databases: 1, jobs at a time: 2, by .*toml", text.splitlines()[1])
     assert re.search(rf"(?m)^{STAMP} backup of shop: 2", text)
