@@ -17,7 +17,7 @@ from backupd import schedules
 from backupd.config_values import Schedule, Window
 
 Kind = Literal["backup", "verify", "prune"]
-_SLACK = timedelta(seconds=2)  # by which the clock of a source may be behind ours
+SLACK = timedelta(seconds=2)  # by which the clock of a source may be behind ours
 KINDS: tuple[Kind, ...] = ("backup", "verify", "prune")  # in the order in which they are done, if all are due
 
 
@@ -35,7 +35,7 @@ class Job:
 
 def is_done(slot: datetime, last: datetime | None) -> bool:
     """Whether the newest that the storage holds is as late as the slot."""
-    return last is not None and last + _SLACK >= slot
+    return last is not None and last + SLACK >= slot
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,8 @@ def _json(document: object, indent: int | None = None) -> str:
 
 def printable(text: str) -> str:
     """Control characters, which names from a database may hold, shown as escapes: they would steer a terminal."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
-from backupd import backup, hooks, proofs, prune, times
+from backupd import backup, hooks, proofs, prune, retention, times
 from backupd.agenda import Job, is_done
 from backupd.catalog import Catalog
 from backupd.config import Config
@@ -25,7 +25,7 @@ from backupd.postgres import claim
 from backupd.postgres.session import Dsn
 from backupd.progress import Progress
 from backupd.repository import opened
-from backupd.retention import CLOCKS_DIFFER, Policy
+from backupd.retention import CLOCKS_DIFFER
 
 if TYPE_CHECKING:
     from backupd import verify
@@ -219,15 +219,9 @@ def _alone(catalog: Catalog, database: Database, progress: Progress) -> Iterator
 # ---- prune
 
 
-def policy(database: Database) -> Policy:
-    """What `retention` says, as rules."""
-    given = database.retention
-    return Policy() if given is None else Policy(**given.model_dump())
-
-
 def prune_plan(catalog: Catalog, database: Database) -> prune.PrunePlan:
     now, grace = times.now(), database.leftover_grace
-    return prune.plan(catalog, database.name, policy(database), now, database.timezone, grace=grace)
+    return prune.plan(catalog, database.name, retention.policy(database.retention), now, database.timezone, grace=grace)
 
 
 def _prune(config: Config, catalog: Catalog, database: Database, job: Job, progress: Progress) -> Outcome:

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 from backupd import times
 from backupd.catalog import BackupRef
+from backupd.config_models import Retention
 
 CLOCKS_DIFFER = timedelta(minutes=10)  # at most, where nothing is wrong
 
@@ -34,6 +35,11 @@ class Policy:
     @property
     def is_empty(self) -> bool:
         return not (self.keep_last or self.keep_within or any(getattr(self, name) for name in _PERIODS))
+
+
+def policy(given: Retention | None) -> Policy:
+    """What `retention` of the configuration says, as rules."""
+    return Policy() if given is None else Policy(**given.model_dump())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,17 +11,16 @@ from statistics import median_low
 from zoneinfo import ZoneInfo
 
 from backupd import retention, schedules, times
-from backupd.agenda import Job, Kind
+from backupd.agenda import SLACK, Job, Kind
 from backupd.catalog import BackupRef
 from backupd.config_models import Database
 from backupd.config_values import Schedule
 from backupd.holdings import Headline, Holdings
 from backupd.progress import Step
-from backupd.retention import Decision, Policy
+from backupd.retention import Decision
 
 _LEAST = timedelta(minutes=15)  # of grace, for any job
 _MOST = timedelta(hours=3)  # that schedules of few slots add to it
-_CLOCKS = timedelta(seconds=2)  # by which a source's may be behind ours
 _MADE = 2026  # when this was written
 _USUAL = 5  # backups, of which it is asked how long after their slots they were made
 
@@ -138,7 +137,7 @@ def _expected(
     for."""
     if schedule is None or last is None:
         return None
-    slot, next_slot = _slots_after(schedule, database.timezone, last + _CLOCKS)
+    slot, next_slot = _slots_after(schedule, database.timezone, last + SLACK)
     if slot is None:
         return None
     share = timedelta() if next_slot is None else min((next_slot - slot) / 6, _MOST)
@@ -166,7 +165,7 @@ def _usual_wait(database: Database, holdings: Holdings) -> timedelta:
 @lru_cache(20_000)
 def _wait(schedule: Schedule, zone: ZoneInfo, moment: datetime) -> timedelta:
     """Since the latest slot."""
-    slot = schedules.latest(schedule, zone, moment + _CLOCKS)
+    slot = schedules.latest(schedule, zone, moment + SLACK)
     return timedelta() if slot is None else max(timedelta(), moment - slot)
 
 
@@ -190,11 +189,10 @@ def pause(holdings: Holdings) -> str | None:
 
 def preview(database: Database, holdings: Holdings, now: datetime) -> list[Decision]:
     """What retention makes of what is known here, newest first: `prune` itself looks closer."""
-    policy = Policy() if database.retention is None else Policy(**database.retention.model_dump())
     proven = {holdings.newest_proven.backup} if holdings.newest_proven is not None else set()
     return retention.decide(
         holdings.backups,
-        policy,
+        retention.policy(database.retention),
         now,
         database.timezone,
         proven=proven,

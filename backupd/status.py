@@ -220,9 +220,7 @@ def _said(reading: Reading, database: Database, standing: Standing | None) -> It
         yield "late", "a proof is dated in the future: a clock is or was wrong"
     if holdings.blind:
         yield "unknown", f"not all of it can be read from the storage: {holdings.blind}"
-    elif reading.refresh is not None and (
-        holdings.seen_at is None or now - holdings.seen_at > view_limit(reading.refresh)
-    ):
+    elif _is_old(reading, holdings):
         yield "unknown", "the storage has told nothing new for long"
     if not holdings.backups:
         yield "none", "there is no backup"

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from backupd import __version__, times
+from backupd import __version__, console, times
 from backupd.status import STATES, Backup, Details, Overview
 from backupd.web import plots
 
@@ -18,11 +18,8 @@ _REFUSED = {404: "There is no such page.", 405: "This page can only be read."}
 
 
 def printable(text: str) -> str:
-    """Control characters, and those that turn the direction of writing, as escapes."""
-    if text.isprintable():
-        return text
-    plain = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-    return "".join(" " if c == "\\t" else c for c in plain)
+    """As on a terminal: control characters, and those that turn the direction of writing, as escapes."""
+    return console.printable(text).replace("\t", " ")
 
 
 def overview(found: Overview) -> str:
