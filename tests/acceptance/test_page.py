@@ -222,10 +222,18 @@ def test_it_comes_up_to_date_by_itself(world: World) -> None:
         opened.clock.fast_forward(16_000)
         opened.wait_for_function("() => document.querySelector('h1').textContent !== 'old'")
         opened.get_by_role("link", name="shop").focus()  # somebody is at work in it
-        opened.evaluate("() => { document.querySelector('h1').textContent = 'old'; }")
+        asked: list[str] = []
+        opened.on("request", lambda request: asked.append(request.url))
         opened.clock.fast_forward(16_000)
-        opened.wait_for_load_state("networkidle")
-        assert opened.inner_text("h1") == "old"
+        opened.evaluate("() => fetch('/healthz').then((answer) => answer.text())")  # later than any of its own
+        assert asked == [f"{world.url}/healthz"]
+        opened.evaluate("() => document.activeElement.blur()")
+        opened.route("**/", lambda route: route.abort())  # nobody answers
+        opened.clock.fast_forward(16_000)
+        opened.wait_for_function("() => document.documentElement.classList.contains('stale')")
+        opened.unroute("**/")
+        opened.clock.fast_forward(16_000)
+        opened.wait_for_function("() => !document.documentElement.classList.contains('stale')")
     finally:
         context.close()
 
