@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 from backupd import contents, pipeline, preflight, times
@@ -127,7 +128,7 @@ def plan(request: Request, catalog: Catalog, identities: Sequence[age.Identity])
         target=name,
         creates=creates,
         replaces=replaces,
-        kept_as=free_name(replaces, f"_replaced_{times.compact(request.now)}")
+        kept_as=_unused(replaces, "replaced", server, request.now)
         if replaces is not None and replaces in server.databases
         else None,
         contents=chosen,
@@ -167,7 +168,13 @@ def _destination(request: Request, manifest: Manifest, server: target.Server) ->
     if not request.replace and request.target is not None and request.target.database:
         return request.target.database, request.target.database not in server.databases
     base = _replaced(request, manifest) or manifest.properties.name
-    return free_name(base, f"_restored_{times.compact(request.now)}"), True
+    return _unused(base, "restored", server, request.now), True
+
+
+def _unused(base: str, what: str, server: target.Server, now: datetime) -> str:
+    """`NAME_restored_TIME` that no database there has: of a later second if one that was killed just now has ours."""
+    seconds = (times.compact(now + timedelta(seconds=n)) for n in count())
+    return next(name for second in seconds if (name := free_name(base, f"_{what}_{second}")) not in server.databases)
 
 
 def _replaced(request: Request, manifest: Manifest) -> str | None:

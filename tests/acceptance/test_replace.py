@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from backupd import times
 from backupd.postgres.server import FAST, ThrowawayServer
 from backupd.postgres.tools import choose_server, find_installations
 from tests.postgres import client_for, drop_database, run
@@ -96,6 +98,18 @@ def shop(server: ThrowawayServer, tmp_path: Path) -> Iterator[Shop]:
     yield Shop(server, tmp_path, "shop")
     for name in databases(server) - before:
         drop_database(server, name)
+
+
+def test_names_of_this_second_may_be_taken(shop: Shop) -> None:
+    """By a restore that was killed just now; the operator types it again at once."""
+    now = times.now()
+    for second in (times.compact(now + timedelta(seconds=n)) for n in range(15)):
+        shop.execute(f'create database "shop_restored_{second}"', on="postgres")
+        shop.execute(f'create database "shop_replaced_{second}"', on="postgres")
+    taken = shop.kept()
+    done = shop.restore()
+    assert (shop.rows(), shop.rows(done["kept_as"])) == (1, 2)
+    assert set(shop.kept()) == {*taken, done["kept_as"]}
 
 
 def test_the_copy_takes_the_name_and_the_original_is_kept(shop: Shop) -> None:
