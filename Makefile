@@ -2,7 +2,8 @@
 # folder (.venv, .tools) and in the temporary one.
 
 PYTHON ?= python3
-WORKERS ?= 2
+# One more than the cores: many tests wait.
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-cache-dir --quiet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 import pytest
@@ -32,6 +33,12 @@ for _number, _usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.
 def s3_bucket(s3_server: SeaweedServer) -> str:
     """A new bucket on the session's S3 server."""
     return s3_server.new_bucket()
+
+
+def pytest_collection_finish() -> None:
+    """What pytest knows of thousands of tests stays: no collection of garbage is to look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

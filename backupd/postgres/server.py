@@ -26,6 +26,7 @@ from psycopg.conninfo import make_conninfo
 from backupd.errors import PostgresError
 from backupd.postgres.account import discard, reachable, reachable_folder, server_account
 from backupd.postgres.lifetime import happens, kill_tree, spawn, tied
+from backupd.postgres.scram import verifier
 from backupd.postgres.tools import Installation
 
 # Settings for a server whose data may be lost: nothing waits for the disk, little is logged ahead.
@@ -257,7 +258,7 @@ class ThrowawayServer:
         secret = self._home / "password"
         if self._tcp:
             secret.touch(mode=0o600)
-            secret.write_text(self.password + "\n")
+            secret.write_text(verifier(self.password) + "\n")
             self._account.own(secret)
             command.append(f"--pwfile={secret}")
         try:

@@ -249,8 +249,10 @@ def values(samples: Mapping[int, float], length: int) -> str:
 
 @pytest.mark.parametrize(
     "begin",
-    [datetime(2026, 10, 23, 7, 13, tzinfo=UTC), datetime(2026, 3, 27, 7, 13, tzinfo=UTC)],
-    ids=["clocks are set back", "clocks are set forward"],
+    [
+        pytest.param(datetime(2026, 10, 23, 7, 13, tzinfo=UTC), id="clocks are set back"),
+        pytest.param(datetime(2026, 3, 27, 7, 13, tzinfo=UTC), id="clocks are set forward", marks=pytest.mark.large),
+    ],
 )
 def test_none_fires_where_nothing_is_wrong(tmp_path: Path, begin: datetime, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Simulation(begin)

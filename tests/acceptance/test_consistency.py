@@ -266,7 +266,10 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+SLOW = ("renamed", "replaced", "schema dropped", "moved")  # each is another's near twin
+
+
+@pytest.mark.parametrize("change", [pytest.param(c, marks=pytest.mark.large if c in SLOW else ()) for c in CHANGES])
 def test_tables_that_change_before_they_are_locked(
     shop: Site, pg15: ThrowawayServer, shop_dsn: str, other: psycopg.Connection, change: str
 ) -> None:

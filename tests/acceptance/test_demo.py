@@ -150,7 +150,7 @@ def test_its_commands_are_real_ones(player: Player) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.large), signal.SIGTERM, signal.SIGKILL]
+    "number", [*(pytest.param(n, marks=pytest.mark.large) for n in (signal.SIGINT, signal.SIGTERM)), signal.SIGKILL]
 )
 @pytest.mark.parametrize(
     "moment",

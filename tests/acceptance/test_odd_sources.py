@@ -71,7 +71,12 @@ def test_a_login_trigger_writes_nothing_into_the_copy(
 
 
 @pytest.mark.parametrize(
-    "said", ["No such file or directory", "out of memory", "could not extend file", "terminating connection"]
+    "said",
+    [
+        "No such file or directory",
+        *(pytest.param(each, marks=pytest.mark.large) for each in ("out of memory", "could not extend file")),
+        "terminating connection",
+    ],
 )
 def test_what_a_backup_says_itself_is_no_trouble_of_the_server(
     pg15: ThrowawayServer, new_database: NewDatabase, tmp_path: Path, said: str

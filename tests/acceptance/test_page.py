@@ -175,8 +175,15 @@ def test_names_of_others_stay_names(world: World) -> None:
         assert "‮" not in text
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    "dark, size",
+    [
+        pytest.param(False, DESKTOP, id="light-desktop"),
+        pytest.param(True, PHONE, id="dark-phone"),
+        pytest.param(True, DESKTOP, id="dark-desktop", marks=pytest.mark.large),
+        pytest.param(False, PHONE, id="light-phone", marks=pytest.mark.large),
+    ],
+)
 @pytest.mark.parametrize("path", ["/", "/databases/shop", "/databases/analytics", "/databases/media", "/nothing"])
 def test_everybody_can_read_it(world: World, path: str, dark: bool, size: tuple[int, int]) -> None:
     status = 404 if path == "/nothing" else 200
