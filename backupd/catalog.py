@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,7 +19,6 @@ from backupd import manifest as manifests
 from backupd import times
 from backupd.crypto import minisign
 from backupd.errors import (
-    BackupdError,
     IntegrityError,
     NoBackupError,
     ObjectExistsError,
@@ -29,12 +27,11 @@ from backupd.errors import (
 from backupd.manifest import Manifest
 from backupd.postgres import workers
 from backupd.postgres.process import Running
-from backupd.storage.base import Storage
+from backupd.storage.base import ObjectInfo, Storage
 
 MARKER = "backupd.json"
 # In bytes; a manifest has some 150 for each table.
 _MARKER_LIMIT, _SIGNATURE_LIMIT, _MANIFEST_LIMIT = 1 << 20, 1 << 16, 256 << 20
-_READERS = 8  # manifests read at a time
 
 
 def manifest_key(database: str, backup_id: str) -> str:
@@ -135,8 +132,12 @@ class Catalog:
 
     def backups(self, database: str) -> list[BackupRef]:
         """The committed backups of one database, oldest first. Asks for names only."""
-        found = (backup_ref(database, info.key) for info in self.storage.list(f"{database}/manifests/"))
-        return sorted(filter(None, found))
+        return sorted(self.listed(database))
+
+    def listed(self, database: str) -> dict[BackupRef, ObjectInfo]:
+        """The same, with each one's manifest as the listing shows it."""
+        infos = self.storage.list(f"{database}/manifests/")
+        return {ref: info for info in infos if (ref := backup_ref(database, info.key)) is not None}
 
     def find(self, database: str, at: datetime | None) -> BackupRef:
         """The newest backup whose snapshot is at or before `at` (None: the newest). Never a later one.
@@ -299,18 +300,3 @@ class Catalog:
         self.storage.delete([manifest_key(database, backup_id)])
         self.storage.delete([signature_key(database, backup_id)])
         self.storage.delete([info.key for info in self.storage.list(data_prefix(database, backup_id))])
-
-    def all_manifests(self, database: str) -> Iterator[tuple[BackupRef, Manifest | BackupdError]]:
-        """Every backup with its manifest, newest first; one that cannot be believed comes as its error."""
-
-        def read(ref: BackupRef) -> tuple[BackupRef, Manifest | BackupdError] | None:
-            try:
-                return ref, self.manifest(ref)
-            except IntegrityError as error:
-                return ref, error
-            except NoBackupError:  # deleted since it was listed
-                return None
-
-        self.repository_id()  # once, before many threads ask for it
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="manifests") as pool:
-            yield from filter(None, pool.map(read, reversed(self.backups(database))))

@@ -16,10 +16,10 @@ from functools import partial
 from backupd import proofs, times
 from backupd.catalog import BackupRef, Catalog, backup_ref, manifest_key
 from backupd.errors import IntegrityError, NoBackupError, StorageError
-from backupd.manifest import Manifest
 from backupd.proof import Check, Proof
 from backupd.proofs import ProofRef
 from backupd.retention import CLOCKS_DIFFER
+from backupd.summaries import Headline
 
 _READERS = 8  # databases looked at a time
 _UNREADABLE = 20  # manifests of one database, after which no more are read
@@ -27,24 +27,6 @@ _MANIFESTS = 2000  # read in one refresh, of all databases together; at least on
 _TESTS = 10  # proofs read of each database, at least, for what is shown over time
 _ITEMS = 20  # differences of a check that are told
 _OVERLAP = timedelta(hours=26)  # a backup is listed when it is complete: later than those that began after it
-
-
-@dataclass(frozen=True, slots=True)
-class Headline:
-    """A manifest in short."""
-
-    taken_at: datetime
-    started_at: datetime
-    finished_at: datetime
-    raw_bytes: int
-    stored_bytes: int
-    tables: int
-    rows: int
-    server_version: str
-
-    @property
-    def duration(self) -> timedelta:
-        return self.finished_at - self.started_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +191,7 @@ class Keeper:
                 headlines[ref.id] = made.headlines[ref.id]
                 continue
             try:
-                headlines[ref.id] = _headline(catalog.manifest(ref))
+                headlines[ref.id] = Headline.of(catalog.manifest(ref))
                 sizes.setdefault(ref.id, headlines[ref.id].stored_bytes)
             except NoBackupError:  # deleted since it was listed
                 gone.add(ref.id)
@@ -323,19 +305,6 @@ def _sizes(catalog: Catalog, database: str) -> Iterator[tuple[str, int]]:
 def _is_there(catalog: Catalog, ref: BackupRef) -> bool:
     key = manifest_key(ref.database, ref.id)
     return any(info.key == key for info in catalog.storage.list(key))
-
-
-def _headline(made: Manifest) -> Headline:
-    return Headline(
-        made.taken_at,
-        made.started_at,
-        made.finished_at,
-        made.raw_bytes,
-        made.stored_bytes,
-        len(made.tables),
-        made.rows,
-        made.server_version,
-    )
 
 
 def _tested(made: Proof) -> Tested:

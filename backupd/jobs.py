@@ -224,11 +224,19 @@ def prune_plan(catalog: Catalog, database: Database) -> prune.PrunePlan:
     return prune.plan(catalog, database.name, retention.policy(database.retention), now, database.timezone, grace=grace)
 
 
+def summing_key(config: Config) -> SecretKey | None:
+    """The one that signs summaries; None where there is none that is believed: pruning needs no key."""
+    if config.encryption.signing_key_file is None:
+        return None
+    key = config.load_signing_key()
+    return key if key.public in config.trusted_signers() else None
+
+
 def _prune(config: Config, catalog: Catalog, database: Database, job: Job, progress: Progress) -> Outcome:
     plan = prune_plan(catalog, database)
     if plan.paused is not None:
         progress.warn(f"nothing is pruned, since {plan.paused}")
-    prune.run(plan, catalog)
+    prune.run(plan, catalog, summing_key(config))
     kept = sum(decision.keep for decision in plan.decisions)
     facts = {"kept": kept, "dropped": len(plan.dropped), "leftovers": len(plan.leftovers) + len(plan.uploads)}
     text = f"{kept} backups stay, {facts['dropped']} are gone, {facts['leftovers']} leftovers removed"

@@ -20,6 +20,7 @@ from backupd.manifest import Stream
 from backupd.storage.base import Buffer, Storage
 
 BLOCK = 1 << 20  # what is compressed and decompressed at a time
+_FAST_WINDOW = 17  # log2 of its bytes
 _WINDOW_LIMIT = 1 << 27  # zstd --long needs no more; a frame that asks for more is not ours
 
 _HINT = "The object was damaged or replaced. Choose another backup: backupd list."
@@ -62,10 +63,17 @@ class _Meter:
 
 def compress(chunks: Iterable[Buffer], level: int) -> Iterator[bytes]:
     """One zstd frame (RFC 8878) with a checksum of its content."""
-    chunker = zstandard.ZstdCompressor(level=level, write_checksum=True).chunker(chunk_size=BLOCK)
+    parameters = zstandard.ZstdCompressionParameters.from_level(level, write_checksum=True, **_window(level))
+    chunker = zstandard.ZstdCompressor(compression_params=parameters).chunker(chunk_size=BLOCK)
     for chunk in chunks:
         yield from chunker.compress(chunk)
     yield from chunker.finish()  # type: ignore[no-untyped-call]
+
+
+def _window(level: int) -> dict[str, int]:
+    """At level 1 zstd remembers 16,384 places of the last 512 KiB. A quarter of that stays in a processor's own cache,
+    takes a sixth less time, and makes dumps less than one in a hundred larger (bench/README.md)."""
+    return {"window_log": _FAST_WINDOW} if level == 1 else {}
 
 
 def store(

@@ -7,11 +7,11 @@ trusted signer signed, of this repository, this database, this backup and its ve
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 from backupd import proof as records
 from backupd import times
@@ -20,10 +20,10 @@ from backupd.crypto import minisign
 from backupd.errors import IntegrityError, ObjectExistsError, ObjectMissingError
 from backupd.manifest import id_second
 from backupd.proof import Proof
+from backupd.storage.base import ObjectInfo
 
 REHEARSALS = "rehearsals"  # restores into another major version: no proofs of the backup, kept apart from them
 _LIMIT = 64 << 20  # bytes of a proof
-_READERS = 8  # proofs read at a time
 _LEVELS = ("off", "rows", "content")
 _NAME = re.compile(r"(\d{8}T\d{6}Z)-(passed|failed|inconclusive)\.json")
 
@@ -83,9 +83,16 @@ def _is_ours(catalog: Catalog, place: str, data: bytes) -> bool:
 
 def refs(catalog: Catalog, database: str, *, rehearsal: bool = False, backup: str | None = None) -> list[ProofRef]:
     """Every proof of a database or of one backup, oldest first. Asks for names only."""
+    return sorted(listed(catalog, database, rehearsal=rehearsal, backup=backup))
+
+
+def listed(
+    catalog: Catalog, database: str, *, rehearsal: bool = False, backup: str | None = None
+) -> dict[ProofRef, ObjectInfo]:
+    """The same, each as the listing shows it."""
     prefix = folder(database, rehearsal=rehearsal)
-    listed = catalog.storage.list(prefix if backup is None else f"{prefix}{backup}/")
-    return sorted(filter(None, (ref(database, info.key, rehearsal=rehearsal) for info in listed)))
+    infos = catalog.storage.list(prefix if backup is None else f"{prefix}{backup}/")
+    return {found: info for info in infos if (found := ref(database, info.key, rehearsal=rehearsal)) is not None}
 
 
 def ref(database: str, key: str, *, rehearsal: bool = False) -> ProofRef | None:
@@ -130,19 +137,6 @@ def _kind(rehearsal: bool) -> str:
     return "rehearsal" if rehearsal else "proof"
 
 
-def verdict(found: Iterable[Proof | IntegrityError]) -> Proof | IntegrityError | None:
-    """The proof that counts of all those of one backup, oldest first: the newest that came to a verdict, but a failure
-    stands until as much was asked again and passed. An error if there are proofs, and none can be believed."""
-    counts: Proof | None = None
-    refused: IntegrityError | None = None
-    for each in found:
-        if isinstance(each, IntegrityError):
-            refused = each
-        elif settles(each, counts):
-            counts = each
-    return counts or refused
-
-
 class Result(Protocol):
     """What a test restore found, and how closely it looked."""
 
@@ -153,6 +147,22 @@ class Result(Protocol):
     def level(self) -> str: ...
 
 
+R = TypeVar("R", bound=Result)
+
+
+def verdict(found: Iterable[R | IntegrityError]) -> R | IntegrityError | None:
+    """The proof that counts of all those of one backup, oldest first: the newest that came to a verdict, but a failure
+    stands until as much was asked again and passed. An error if there are proofs, and none can be believed."""
+    counts: R | None = None
+    refused: IntegrityError | None = None
+    for each in found:
+        if isinstance(each, IntegrityError):
+            refused = each
+        elif settles(each, counts):
+            counts = each
+    return counts or refused
+
+
 def settles(later: Result, earlier: Result | None) -> bool:
     """Whether the later of two results of one backup is what counts now."""
     if later.status == "passed":
@@ -161,38 +171,24 @@ def settles(later: Result, earlier: Result | None) -> bool:
     return later.status == "failed"
 
 
-def newest(catalog: Catalog, database: str) -> dict[str, Proof | IntegrityError]:
-    """The verdict on each backup that has one, by the backup's ID."""
-    found = _verdicts(catalog, database)
-    catalog.repository_id()  # once, before many threads ask for it
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="proofs") as pool:
-        verdicts = dict(zip(found, pool.map(lambda refs: _verdict(catalog, refs), found.values()), strict=True))
-    return {backup: proof for backup, proof in verdicts.items() if proof is not None}
-
-
-def _verdicts(catalog: Catalog, database: str) -> dict[str, list[ProofRef]]:
-    """The proofs of each backup that say passed or failed, oldest first."""
-    found: dict[str, list[ProofRef]] = {}
-    for ref in refs(catalog, database):
-        if ref.status != "inconclusive":
-            found.setdefault(ref.backup, []).append(ref)
-    return found
-
-
-def _verdict(catalog: Catalog, refs: Sequence[ProofRef]) -> Proof | IntegrityError | None:
-    """Reads the newest alone where that is enough: where no proof failed."""
-    alone = list(_read_each(catalog, refs[-1:]))
-    if all(ref.status == "passed" for ref in refs) and isinstance(alone[0], Proof):
-        return alone[0]
-    return verdict(_read_each(catalog, refs))
+def counting(refs: Sequence[ProofRef], read: Callable[[ProofRef], R | IntegrityError]) -> R | IntegrityError | None:
+    """The verdict on a backup, from its proofs, oldest first. Reads the newest alone where that is enough: where no
+    proof failed."""
+    alone = read(refs[-1])
+    if all(ref.status == "passed" for ref in refs) and not isinstance(alone, IntegrityError):
+        return alone
+    return verdict(map(read, refs))
 
 
 def _read_each(catalog: Catalog, refs: Iterable[ProofRef]) -> Iterator[Proof | IntegrityError]:
-    for ref in refs:
-        try:
-            yield read(catalog, ref)
-        except IntegrityError as error:
-            yield error
+    return (_read_or_doubt(catalog, ref) for ref in refs)
+
+
+def _read_or_doubt(catalog: Catalog, ref: ProofRef) -> Proof | IntegrityError:
+    try:
+        return read(catalog, ref)
+    except IntegrityError as error:
+        return error
 
 
 def of_backup(catalog: Catalog, ref: BackupRef) -> Iterator[Proof | IntegrityError]:
@@ -203,10 +199,13 @@ def of_backup(catalog: Catalog, ref: BackupRef) -> Iterator[Proof | IntegrityErr
 
 def proven(catalog: Catalog, database: str, *, before: BackupRef, most: int) -> list[BackupRef]:
     """The last backups older than that one that were compared and passed, newest first."""
-    named = _verdicts(catalog, database)
+    named: dict[str, list[ProofRef]] = {}
+    for each in refs(catalog, database):
+        if each.status != "inconclusive":
+            named.setdefault(each.backup, []).append(each)
     found: list[BackupRef] = []
     for backup in sorted((ref for ref in catalog.backups(database) if ref < before and ref.id in named), reverse=True):
-        proof = _verdict(catalog, named[backup.id])
+        proof = counting(named[backup.id], partial(_read_or_doubt, catalog))
         if isinstance(proof, Proof) and proof.status == "passed" and proof.level != "off":
             found.append(backup)
         if len(found) == most:

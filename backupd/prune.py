@@ -8,22 +8,23 @@ mark is of a backup that failed, or that is being made: it goes when it is older
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
 from zoneinfo import ZoneInfo
 
-from backupd import proofs, retention, times
+from backupd import retention, times
 from backupd.catalog import BackupRef, Catalog, data_prefix, manifest_key, signature_key
+from backupd.crypto import minisign
 from backupd.errors import BackupdError, IntegrityError
 from backupd.manifest import id_second
-from backupd.proof import Proof
 from backupd.retention import CLOCKS_DIFFER, Decision, Policy
 from backupd.storage.base import Upload
+from backupd.summaries import ProofHead, View
 
 _BATCH = 100  # backups deleted at a time
 
-Verdicts = Mapping[str, Proof | IntegrityError]  # on each backup that has one, by its ID
+Verdicts = Mapping[str, ProofHead | IntegrityError]  # on each backup that has one, by its ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class PrunePlan:
     leftovers: tuple[Leftover, ...]
     uploads: tuple[Upload, ...]  # unfinished, and older than any that could still run
     paused: str | None  # why no backup may go now
+    view: View = field(compare=False, repr=False)  # all that was looked at
     unmarked: tuple[str, ...] = ()  # that stay, although an interrupted run had meant to delete them
 
     @property
@@ -55,17 +57,17 @@ def plan(
 ) -> PrunePlan:
     """Look at everything of one database. `grace`: how old the leftovers of a failed backup must be to go; longer than
     any backup may run. Raises StorageError."""
-    stored = _stored_ids(catalog, database)  # before the manifests: one that is committed meanwhile is in both
+    # Before the manifests: one that is committed meanwhile is in both.
+    signed = _signed_ids(catalog, database)
+    stored = signed | _ids_with_data(catalog, database)
     marked = _marked(catalog, database)
-    backups = catalog.backups(database)
-    unreadable = {
-        ref.id: found.message for ref, found in catalog.all_manifests(database) if isinstance(found, BackupdError)
-    }
-    verdicts = proofs.newest(catalog, database)
-    paused = _pause(catalog, database, verdicts, now)
+    view = View(catalog, database, signed=signed)
+    backups = sorted(view.backups)
+    unreadable = {ref.id: found.message for ref, found in view.backups.items() if isinstance(found, BackupdError)}
+    paused = _pause(view, now)
     # One that is dated in the future was proven by nobody who knew the time.
     readable = {ref.id for ref in backups if ref.id not in unreadable and ref.second <= now + CLOCKS_DIFFER}
-    proven = _proven(verdicts, readable)
+    proven = _proven(view.verdicts, readable)
     decisions = retention.decide(backups, policy, now, zone, proven=proven, unreadable=unreadable, paused=paused)
     known = {ref.id for ref in backups}
     return PrunePlan(
@@ -74,12 +76,14 @@ def plan(
         leftovers=tuple(_leftovers(catalog, database, stored - known, marked - known, now - grace)),
         uploads=tuple(upload for upload in catalog.storage.unfinished(f"{database}/") if upload.started < now - grace),
         paused=paused,
+        view=view,
         unmarked=tuple(each.ref.id for each in decisions if each.keep and each.ref.id in marked),
     )
 
 
-def run(plan: PrunePlan, catalog: Catalog) -> None:
-    """Delete what the plan says goes. Interrupted at whatever point, the next plan has the rest."""
+def run(plan: PrunePlan, catalog: Catalog, key: minisign.SecretKey | None = None) -> None:
+    """Delete what the plan says goes. Interrupted at whatever point, the next plan has the rest. With a `key`, what was
+    read for the plan is kept in the repository."""
     catalog.storage.delete([_mark(plan.database, backup) for backup in plan.unmarked])
     dropped = iter(plan.dropped)
     while batch := [ref.id for ref in islice(dropped, _BATCH)]:
@@ -90,6 +94,8 @@ def run(plan: PrunePlan, catalog: Catalog) -> None:
     _delete_rest(catalog, plan.database, [leftover.id for leftover in plan.leftovers])
     for upload in plan.uploads:
         catalog.storage.abort(upload)
+    if key is not None:
+        plan.view.keep(key, without={ref.id for ref in plan.dropped})
 
 
 def _delete_rest(catalog: Catalog, database: str, backups: Sequence[str]) -> None:
@@ -100,14 +106,15 @@ def _delete_rest(catalog: Catalog, database: str, backups: Sequence[str]) -> Non
     catalog.storage.delete([_mark(database, backup) for backup in backups])
 
 
-def _pause(catalog: Catalog, database: str, verdicts: Verdicts, now: datetime) -> str | None:
+def _pause(view: View, now: datetime) -> str | None:
     """Why nothing may go: what was tested last did not restore, or a backup no older than the newest that did. Nobody
     knows then which backups do."""
-    decided = [ref for ref in proofs.refs(catalog, database) if ref.status != "inconclusive"]
+    verdicts = view.verdicts
+    decided = [ref for ref in view.proof_refs if ref.status != "inconclusive"]
     if not decided:
         return None
     newest = [ref for ref in decided if ref.at <= now + CLOCKS_DIFFER][-1:] or decided[-1:]  # one had a wrong clock
-    passed = [backup for backup, found in verdicts.items() if isinstance(found, Proof) and found.status == "passed"]
+    passed = [backup for backup, found in verdicts.items() if isinstance(found, ProofHead) and found.status == "passed"]
     latest = max(passed, default="")
     for backup in {newest[0].backup, *(backup for backup in verdicts if backup >= latest)}:
         found = verdicts.get(backup)
@@ -116,11 +123,10 @@ def _pause(catalog: Catalog, database: str, verdicts: Verdicts, now: datetime) -
         if found is not None and found.status == "failed":
             which = "newest proof, of" if backup == newest[0].backup else "proof of"
             return f"its {which} {backup} at {times.iso(found.finished_at)}, failed"
-    try:
-        last = proofs.read(catalog, newest[0])
-    except IntegrityError as error:
-        return f"its newest proof is not believed ({error.message})"
-    return f"its newest proof, of {last.id}, failed" if last.status == "failed" else None
+    last = view.proof(newest[0])
+    if isinstance(last, IntegrityError):
+        return f"its newest proof is not believed ({last.message})"
+    return f"its newest proof, of {newest[0].backup}, failed" if last.status == "failed" else None
 
 
 def _proven(verdicts: Verdicts, readable: Collection[str]) -> set[str]:
@@ -128,7 +134,7 @@ def _proven(verdicts: Verdicts, readable: Collection[str]) -> set[str]:
     passed = {
         backup: found.level != "off"
         for backup, found in verdicts.items()
-        if backup in readable and isinstance(found, Proof) and found.status == "passed"
+        if backup in readable and isinstance(found, ProofHead) and found.status == "passed"
     }
     return {backup for backup, compared in passed.items() if compared} or set(passed)
 
@@ -146,12 +152,14 @@ def _marked(catalog: Catalog, database: str) -> set[str]:
     return {name for name in names if id_second(name) is not None}
 
 
-def _stored_ids(catalog: Catalog, database: str) -> set[str]:
-    """Every ID that has data or a signature."""
+def _signed_ids(catalog: Catalog, database: str) -> set[str]:
     prefix = f"{database}/signatures/"
-    signed = {info.key.removeprefix(prefix).removesuffix(".json.minisig") for info in catalog.storage.list(prefix)}
-    folders = set(catalog.storage.list_folders(f"{database}/data/"))
-    return {name for name in signed | folders if id_second(name) is not None}
+    names = {info.key.removeprefix(prefix).removesuffix(".json.minisig") for info in catalog.storage.list(prefix)}
+    return {name for name in names if id_second(name) is not None}
+
+
+def _ids_with_data(catalog: Catalog, database: str) -> set[str]:
+    return {name for name in catalog.storage.list_folders(f"{database}/data/") if id_second(name) is not None}
 
 
 def _leftovers(

@@ -15,9 +15,10 @@ from backupd.agenda import SLACK, Job, Kind
 from backupd.catalog import BackupRef
 from backupd.config_models import Database
 from backupd.config_values import Schedule
-from backupd.holdings import Headline, Holdings
+from backupd.holdings import Holdings
 from backupd.progress import Step
 from backupd.retention import Decision
+from backupd.summaries import Headline
 
 _LEAST = timedelta(minutes=15)  # of grace, for any job
 _MOST = timedelta(hours=3)  # that schedules of few slots add to it

@@ -13,6 +13,7 @@ from backupd.errors import BackupdError, IntegrityError
 from backupd.manifest import Manifest, Stream
 from backupd.postgres.names import free_name, identifier, literal, renames, way_back
 from backupd.proof import Proof
+from backupd.summaries import Headline, ProofHead
 
 if TYPE_CHECKING:
     from backupd.export import Exported
@@ -34,24 +35,30 @@ def made(manifest: Manifest) -> str:
     )
 
 
-def proven(proof: Proof | None) -> dict[str, Any]:
+def proven(proof: Proof | ProofHead | None) -> dict[str, Any]:
     """What the newest proof says."""
     return {"status": proof.status, "at": times.iso(proof.finished_at)} if proof else {"status": "none", "at": None}
 
 
-def listed(manifest: Manifest, proof: Proof | None = None) -> dict[str, Any]:
+def listed(ref: BackupRef, headline: Headline, proof: ProofHead | None = None) -> dict[str, Any]:
     return {
-        "database": manifest.database,
-        "id": manifest.id,
-        "taken_at": times.iso(manifest.taken_at),
-        "finished_at": times.iso(manifest.finished_at),
-        "raw_bytes": manifest.raw_bytes,
-        "stored_bytes": manifest.stored_bytes,
-        "tables": len(manifest.tables),
-        "rows": manifest.rows,
-        "server_version": manifest.server_version,
+        "database": ref.database,
+        "id": ref.id,
+        "taken_at": times.iso(headline.taken_at),
+        "finished_at": times.iso(headline.finished_at),
+        "raw_bytes": headline.raw_bytes,
+        "stored_bytes": headline.stored_bytes,
+        "tables": headline.tables,
+        "rows": headline.rows,
+        "server_version": headline.server_version,
         "proof": proven(proof),
     }
+
+
+def made_now(manifest: Manifest) -> dict[str, Any]:
+    """A backup that nobody can have tested yet, as `list` will show it."""
+    ref = BackupRef(manifest.taken_at.replace(microsecond=0), manifest.id, manifest.database)
+    return listed(ref, Headline.of(manifest))
 
 
 def unreadable(ref: BackupRef, error: BackupdError) -> dict[str, Any]:

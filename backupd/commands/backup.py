@@ -36,5 +36,5 @@ def backup(style: Style, path: str | None, databases: Sequence[str], streams: in
             if not as_json:
                 console.emit(views.made(made[-1]))
     if as_json:
-        console.emit_json([views.listed(manifest) for manifest in made])
+        console.emit_json([views.made_now(manifest) for manifest in made])
     return failures[0].exit_code if failures else 0

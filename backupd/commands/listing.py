@@ -8,9 +8,8 @@ from backupd import console, proofs, views
 from backupd.commands import opening
 from backupd.console import Style
 from backupd.errors import BackupdError, IntegrityError
-from backupd.manifest import Manifest
-from backupd.proof import Proof
 from backupd.repository import opened
+from backupd.summaries import Headline, ProofHead, View
 
 
 def list_backups(style: Style, path: str | None, database: str | None, as_json: bool) -> int:
@@ -19,13 +18,15 @@ def list_backups(style: Style, path: str | None, database: str | None, as_json: 
     damaged: list[BackupdError] = []
     with opened(config) as catalog:
         for name in [database] if database else catalog.databases():
-            newest = proofs.newest(catalog, name)
-            for ref, manifest in catalog.all_manifests(name):
-                if isinstance(manifest, Manifest):
-                    rows.append(views.listed(manifest, _believed(style, newest.get(ref.id))))
+            view = View(catalog, name)
+            if view.doubt is not None:
+                console.say(style, f"a summary is not believed: {view.doubt.message}", "warning")
+            for ref, found in view.backups.items():
+                if isinstance(found, Headline):
+                    rows.append(views.listed(ref, found, _believed(style, view.verdicts.get(ref.id))))
                 else:
-                    damaged.append(manifest)
-                    rows.append(views.unreadable(ref, manifest))
+                    damaged.append(found)
+                    rows.append(views.unreadable(ref, found))
         if database and not rows:
             config.database(database)  # a name that nobody knows is an error, not an empty list
         where = catalog.storage.url
@@ -41,7 +42,7 @@ def list_backups(style: Style, path: str | None, database: str | None, as_json: 
     return IntegrityError.exit_code if damaged else 0
 
 
-def _believed(style: Style, found: Proof | IntegrityError | None) -> Proof | None:
+def _believed(style: Style, found: ProofHead | IntegrityError | None) -> ProofHead | None:
     """A proof that can't be believed proves nothing, and somebody should know of it."""
     if isinstance(found, IntegrityError):
         console.say(style, f"a proof is not believed: {found.message}", "warning")

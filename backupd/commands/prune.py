@@ -25,7 +25,7 @@ def prune(style: Style, path: str | None, databases: Sequence[str], *, dry_run: 
                 if plan.paused is not None:
                     console.say(style, f"{database.name}: nothing is pruned, since {plan.paused}", "warning")
                 if not dry_run:
-                    pruning.run(plan, catalog)
+                    pruning.run(plan, catalog, jobs.summing_key(config))
             except BackupdError as error:
                 if len(chosen) == 1 and not failures:
                     raise

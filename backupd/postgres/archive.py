@@ -85,6 +85,17 @@ def read(pieces: Iterable[Buffer], what: str) -> tuple[Archive, Iterator[Buffer]
     return archive, reader.again()
 
 
+def is_known(beginning: Buffer) -> bool:
+    """Whether an archive that begins so is of a version that `read` knows."""
+    head = bytes(memoryview(beginning)[: len(_MAGIC) + 2])
+    return head.startswith(_MAGIC) and _OLDEST <= tuple(head[len(_MAGIC) :]) <= _NEWEST
+
+
+def parse(data: bytes, what: str) -> Archive | None:
+    """The table of contents of a whole archive; None if it is of a version that is not known."""
+    return read([data], what)[0] if is_known(data) else None
+
+
 def _codec(definition: str) -> str:
     """Python's name for the encoding in `SET client_encoding = 'LATIN1';`."""
     named = re.search(r"'(\w+)'", definition)

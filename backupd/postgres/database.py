@@ -108,6 +108,16 @@ def empty(dsn: Dsn, tables: Sequence[tuple[str, str]], *, large_objects: bool) -
             connection.commit()  # each is a lock until then
 
 
+def that_can_be_emptied(dsn: Dsn, tables: Sequence[tuple[str, str]]) -> frozenset[tuple[str, str]]:
+    """Those of the tables, as (schema, name), which TRUNCATE takes from this user, and COPY then with FREEZE."""
+    with closing(connect(dsn)) as connection, explained("the new tables could not be listed"):
+        rows = connection.execute(
+            "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where c.relkind = 'r' and has_table_privilege(c.oid, 'truncate')"
+        ).fetchall()
+    return frozenset((str(schema), str(name)) for schema, name in rows).intersection(tables)
+
+
 def drop_largest(dsn: Dsn) -> None:
     """Make room on a full disk: dropping a database begins with a checkpoint, and a server without room for that one
     stops. Dropping tables needs none."""

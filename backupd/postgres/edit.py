@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from backupd.postgres import archive
 from backupd.postgres.archive import Entry
@@ -17,6 +18,7 @@ from backupd.storage.base import Buffer
 _NAMING_ROLES = ("ACL", "DEFAULT ACL", "POLICY", "USER MAPPING")
 _TOKEN = re.compile(r"""(?P<text>[Ee]?'(?:[^']|'')*')|(?P<name>"(?:[^"]|"")*")|(?P<word>\w+)|(?P<sign>\S)""")
 _ROLES_FOLLOW = ("TO", "FROM", "ROLE", "AUTHORIZATION", "FOR")
+_FROM_STDIN = " FROM stdin;"
 _COPIED_TO = re.compile(r'(COPY )("(?:[^"]|"")*")\.("(?:[^"]|"")*")')
 
 
@@ -51,13 +53,20 @@ class Edit:
             elif self._has_rows(entry, self.selection):
                 yield self._renamed(_loaded_directly(entry, self.selection))
 
-    def stream(self, pieces: Iterable[Buffer], what: str) -> Iterator[Buffer]:
-        """An archive of rows as it arrives, its table of contents changed."""
-        if not self.changes_data:
-            yield from pieces
+    def stream(
+        self, pieces: Iterable[Buffer], what: str, fresh: frozenset[tuple[str, str]] = frozenset()
+    ) -> Iterator[Buffer]:
+        """An archive of rows as it arrives, its table of contents changed. `fresh` are tables, as (schema, name), that
+        hold nothing and may be emptied."""
+        pieces = iter(pieces)
+        first = next(pieces, b"")
+        whole: Iterator[Buffer] = chain([first], pieces)
+        if not self.changes_data and not (fresh and archive.is_known(first)):
+            yield from whole
             return
-        found, whole = archive.read(pieces, what)
-        yield found.with_entries(self.data(found.entries)).encode()
+        found, whole = archive.read(whole, what)
+        entries = (_frozen(entry, fresh) for entry in self.data(found.entries))
+        yield found.with_entries(entries).encode()
         first = next(whole)
         yield memoryview(first)[found.size :]
         yield from whole
@@ -84,6 +93,21 @@ class Edit:
                 at = end
             definition = "".join([*pieces, definition[at:]])
         return replace(entry, owner=owner, definition=definition)
+
+
+def _frozen(entry: Entry, fresh: frozenset[tuple[str, str]]) -> Entry:
+    """The rows of a fresh table, frozen as they come: else whoever first reads them writes every page of it again, to
+    note which transactions are done. The table must have been emptied in the same transaction, which is that of both
+    statements: pg_restore sends them as one query. (https://www.postgresql.org/docs/current/sql-copy.html, FREEZE)
+    """
+    place = (entry.schema or "", entry.tag)
+    if entry.desc != "TABLE DATA" or place not in fresh or not entry.copy:
+        return entry
+    match, copy = _COPIED_TO.match(entry.copy), entry.copy.rstrip()
+    if match is None or (unquoted(match[2]), unquoted(match[3])) != place or not copy.endswith(_FROM_STDIN):
+        return entry  # into the table of which it is a partition
+    table = f"{identifier(place[0])}.{identifier(place[1])}"
+    return replace(entry, copy=f"TRUNCATE ONLY {table};\n{copy.removesuffix(';')} WITH (FREEZE);\n")
 
 
 def _loaded_directly(entry: Entry, selection: Selection) -> Entry:

@@ -47,10 +47,11 @@ class Restorer:
         program = self._start(f"--section={section}", *options, f"/dev/fd/{archive}", pass_fds=(archive,))
         program.wait()
 
-    def data(self, chunks: Iterable[Buffer], what: str) -> None:
-        """Restore one data archive as it arrives; of parts of it, no more is read than they need."""
+    def data(self, chunks: Iterable[Buffer], what: str, fresh: frozenset[tuple[str, str]] = frozenset()) -> None:
+        """Restore one data archive as it arrives; of parts of it, no more is read than they need. `fresh`: see Edit."""
         parts = self.edit.selection is not None
-        self._start("--section=data", feed=True).consume(self.edit.stream(chunks, what), all_of_it=not parts)
+        edited = self.edit.stream(chunks, what, fresh)
+        self._start("--section=data", feed=True).consume(edited, all_of_it=not parts)
 
     def _start(self, *arguments: str, feed: bool = False, pass_fds: tuple[int, ...] = ()) -> Program:
         lenient = self.client.major >= _KNOWS_SETTING > self.server_major

@@ -23,6 +23,7 @@ from backupd.storage.local_files import (
     FILE_MODE,
     HINTS,
     NoAnonymousFiles,
+    begin_writing,
     is_link,
     link_anonymous,
     open_anonymous,
@@ -34,6 +35,7 @@ _T = TypeVar("_T")
 
 _FOLDER_MODE = 0o700
 _READ_SIZE = 256 << 10
+_WRITE_BEHIND = 8 << 20  # bytes after which the disk begins to write: at the end little is left to wait for
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GONE = (errno.ENOENT, errno.ENOTDIR)  # the key, or a folder of it, is not there
 # How often a folder may vanish, because another process deleted its last object, between two of our steps.
@@ -58,10 +60,13 @@ class LocalStorage:
                 raise self._taken(key)
             file, partial = self._create(folders, name)
         try:
-            size = 0
+            size = begun = 0
             for chunk in chunks:
                 with self._explained("write", key):
                     size += write_all(file, chunk)
+                    if size - begun >= _WRITE_BEHIND:
+                        begin_writing(file, begun, size)
+                        begun = size
             with self._explained("write", key):
                 os.fsync(file)
                 self._publish(file, partial, folders, name, create_only=create_only)

@@ -20,12 +20,13 @@ from backupd import standing
 from backupd.agenda import Agenda, Job, Kind, Retry
 from backupd.catalog import BackupRef
 from backupd.config_models import Daemon, Database
-from backupd.holdings import Headline, Holdings
+from backupd.holdings import Holdings
 from backupd.holdings import Tested as Proven
 from backupd.metrics import Metrics
 from backupd.plans import plans_of
 from backupd.schedules import latest
 from backupd.standing import Attempt, Reading
+from backupd.summaries import Headline
 from tests.programs import program
 
 ROOT = Path(__file__).parents[2]

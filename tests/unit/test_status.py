@@ -15,10 +15,11 @@ from backupd import schedules, standing, status
 from backupd.agenda import Job
 from backupd.catalog import BackupRef
 from backupd.config_models import Database
-from backupd.holdings import Headline, Holdings
+from backupd.holdings import Holdings
 from backupd.holdings import Tested as Proven
 from backupd.proofs import ProofRef
 from backupd.standing import Attempt, Key, Reading
+from backupd.summaries import Headline
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

@@ -1,0 +1,36 @@
+"""Which indexes and keys of a schema archive can be built as soon as their table is loaded, while others are still
+loading: what pg_restore --jobs does with an archive that has rows and definitions in one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from backupd.postgres.archive import Entry
+from backupd.postgres.selection import SETTINGS
+
+_OF_ONE_TABLE = ("INDEX", "CONSTRAINT")
+# What an index may depend on beside its table: not on its parent's index, which belongs to all partitions, and on no
+# function, which may read other tables, whatever it says of itself, and these may not be loaded yet.
+_HARMLESS = ("TYPE", "DOMAIN", "COLLATION", "EXTENSION", "SCHEMA")
+
+
+def early(entries: Sequence[Entry], tables: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], tuple[Entry, ...]]:
+    """By (schema, table), of these tables: the entries that need nothing but the table and its rows, in their order."""
+    wanted = set(tables)
+    by_id = {entry.dump_id: entry for entry in entries}
+    found: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        if entry.desc not in _OF_ONE_TABLE or entry.section != "post-data":
+            continue
+        needed = [by_id[number] for number in entry.dependencies if number in by_id]
+        places = {(e.schema or "", e.tag) for e in needed if e.desc == "TABLE"}
+        if len(places) == 1 and places <= wanted and all(e.desc in ("TABLE", *_HARMLESS) for e in needed):
+            found[places.pop()].append(entry)
+    return {place: tuple(own) for place, own in found.items()}
+
+
+def with_settings(entries: Iterable[Entry], chosen: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Some entries of an archive, and those that say how its strings are to be read."""
+    ids = {entry.dump_id for entry in chosen}
+    return tuple(entry for entry in entries if entry.dump_id in ids or entry.desc in SETTINGS)

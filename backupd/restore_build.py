@@ -1,0 +1,88 @@
+"""The definitions of a restore: tables before the rows, indexes and constraints after them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
+
+from backupd.errors import PostgresError
+from backupd.manifest import SHARED_STREAM, Table
+from backupd.postgres import archive, database, indexes
+from backupd.postgres.archive import Entry
+from backupd.restore_work import Work
+
+
+class Builder:
+    """Has the schema archive, and builds of it what is due."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._whole = work.plan.contents.archive
+        self._built: set[int] = set()  # dump ids
+        self._lock = Lock()
+        # Where an earlier run was interrupted, nobody knows what it had built: all of it comes at the end then.
+        self._resumed = work.plan.resumes and work.mark.tables
+        own = [(t.schema_, t.name) for t in work.plan.contents.tables if t.stream != SHARED_STREAM]
+        self._parsed = archive.parse(self._whole, "the schema archive") if own and not self._resumed else None
+        self._early = indexes.early(self._parsed.entries, own) if self._parsed is not None else {}
+
+    def tables(self) -> None:
+        """All that rows need."""
+        with _in_memory(self._whole) as file:
+            self._work.restorer.schema("pre-data", file, jobs=1)
+
+    def early(self, tables: Sequence[Table]) -> None:
+        """The indexes and keys of tables that are loaded, as far as they need nothing else."""
+        due = [entry for table in tables for entry in self._early.get((table.schema_, table.name), ())]
+        if not due or self._parsed is None:
+            return
+        with _in_memory(self._only(indexes.with_settings(self._parsed.entries, due))) as file:
+            self._work.restorer.schema("post-data", file, jobs=1)
+        with self._lock:
+            self._built |= {entry.dump_id for entry in due}
+
+    def rest(self) -> None:
+        """Indexes, constraints, triggers and the like. Where pg_restore's parallel jobs lock each other out (it does
+        not know what a partitioned table's trigger locks), all of them once more with a single one."""
+        try:
+            self._after_rows(self._rest(), jobs=self._work.plan.jobs, again=self._resumed)
+        except PostgresError as error:
+            if self._work.plan.jobs == 1 or "deadlock detected" not in error.detail:
+                raise
+            self._work.progress.warn(
+                "two jobs of pg_restore locked each other out: the rest is built once more, by a single one"
+            )
+            self._after_rows(self._whole, jobs=1, again=True)
+
+    def _after_rows(self, data: bytes, *, jobs: int, again: bool) -> None:
+        """`again`: some may be there."""
+        if again:  # what pg_restore --clean would leave, and what it would drop too much
+            database.drop_loose_indexes(self._work.plan.dsn)
+            database.drop_subscriptions(self._work.plan.dsn)
+        with _in_memory(data) as file:
+            self._work.restorer.schema("post-data", file, jobs=jobs, again=again)
+
+    def _rest(self) -> bytes:
+        if self._parsed is None or not self._built:
+            return self._whole
+        return self._only([entry for entry in self._parsed.entries if entry.dump_id not in self._built])
+
+    def _only(self, entries: Sequence[Entry]) -> bytes:
+        assert self._parsed is not None
+        return self._parsed.with_entries(entries).encode() + self._whole[self._parsed.size :]
+
+
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[int]:
+    """An archive as an open file in memory: pg_restore seeks in it, and nothing of it stays behind on disk however we
+    end."""
+    descriptor = os.memfd_create("schema")
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        yield descriptor
+    finally:
+        os.close(descriptor)

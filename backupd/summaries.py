@@ -1,0 +1,244 @@
+"""What the manifests and proofs of one database say of themselves, in short, kept in one object of the repository: who
+lists ten thousand backups need not read ten thousand manifests.
+
+Nothing but speed rests on it. It is signed, and a line of it counts only for an object of the very size and time that
+it was read from, as the listing tells. Whatever is not in it, or not any more, is read; `prune` brings it up to date.
+docs/format.md describes each key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from backupd import proofs
+from backupd.catalog import BackupRef, Catalog
+from backupd.crypto import minisign
+from backupd.errors import BackupdError, IntegrityError, NoBackupError, ObjectMissingError
+from backupd.manifest import Manifest, Moment, Size
+from backupd.proof import Proof
+from backupd.proofs import ProofRef
+from backupd.storage.base import ObjectInfo
+
+FORMAT = 1
+WORTH_IT = 20  # backups and proofs from which one is kept; fewer are read as fast
+_LIMIT = 256 << 20  # bytes; a backup has some 300
+_READERS = 8  # objects read at a time
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """A manifest in short."""
+
+    taken_at: Moment
+    started_at: Moment
+    finished_at: Moment
+    raw_bytes: Size
+    stored_bytes: Size
+    tables: Size
+    rows: Size
+    server_version: str
+
+    @property
+    def duration(self) -> timedelta:
+        return self.finished_at - self.started_at
+
+    @staticmethod
+    def of(made: Manifest) -> Headline:
+        return Headline(
+            taken_at=made.taken_at,
+            started_at=made.started_at,
+            finished_at=made.finished_at,
+            raw_bytes=made.raw_bytes,
+            stored_bytes=made.stored_bytes,
+            tables=len(made.tables),
+            rows=made.rows,
+            server_version=made.server_version,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProofHead:
+    """A proof in short."""
+
+    status: Literal["passed", "failed", "inconclusive"]
+    level: Literal["off", "rows", "content"]
+    finished_at: Moment
+
+    @staticmethod
+    def of(made: Proof) -> ProofHead:
+        return ProofHead(status=made.status, level=made.level, finished_at=made.finished_at)
+
+
+class _Backup(_Record):
+    size: Size  # of the manifest, bytes
+    modified: Moment
+    says: Headline
+
+
+class _Proof(_Record):
+    size: Size
+    modified: Moment
+    says: ProofHead
+
+
+class _Summary(_Record):
+    format: int
+    repository: str  # the id in backupd.json
+    database: str  # the key in the configuration
+    backups: Mapping[str, _Backup] = {}  # by ID
+    proofs: Mapping[str, _Proof] = {}  # by key
+
+
+def summary_key(database: str) -> str:
+    return f"{database}/summary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """Objects as a listing shows them."""
+
+    backups: Mapping[BackupRef, ObjectInfo]
+    proofs: Mapping[ProofRef, ObjectInfo]
+
+
+class View:
+    """One database as a list shows it: every backup and the verdict on it. Reads the storage when it is made."""
+
+    def __init__(self, catalog: Catalog, database: str, *, signed: Collection[str] | None = None) -> None:
+        """`signed`: the IDs of the backups that have a signature, where that is known; the others are read in any case.
+        Raises StorageError."""
+        self._catalog = catalog
+        self._database = database
+        self._signed = signed
+        self.doubt: IntegrityError | None = None  # why the stored summary is not believed
+        catalog.repository_id()  # once, before many threads ask for it
+        self._listed = _Listed(catalog.listed(database), proofs.listed(catalog, database))
+        few = len(self._listed.backups) + len(self._listed.proofs) < WORTH_IT
+        self._known = None if few else self._stored()
+        self._read: dict[str, ProofHead | IntegrityError] = {}  # proofs, by key
+        self.backups: Mapping[BackupRef, Headline | BackupdError] = self._headlines()
+        self.verdicts: Mapping[str, ProofHead | IntegrityError] = self._verdicts()
+
+    def keep(self, key: minisign.SecretKey, *, without: Collection[str] = ()) -> None:
+        """Store what this view knows, if that is more than is stored; `without` the backups of these IDs, which were
+        deleted since."""
+        backups = {
+            ref.id: _Backup(size=info.size, modified=info.modified, says=says)
+            for ref, info in self._listed.backups.items()
+            if isinstance(says := self.backups.get(ref), Headline) and ref.id not in without
+        }
+        results = {
+            ref.key: _Proof(size=info.size, modified=info.modified, says=said)
+            for ref, info in self._listed.proofs.items()
+            if isinstance(said := self._said(ref), ProofHead) and ref.backup not in without
+        }
+        repository = self._catalog.repository_id()
+        if len(backups) + len(results) < WORTH_IT or repository is None:
+            return
+        made = _Summary(format=FORMAT, repository=repository, database=self._database, backups=backups, proofs=results)
+        if made == self._known:
+            return
+        data = json.dumps(made.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        place = summary_key(self._database)
+        signature = minisign.sign(key, data, trusted_comment=_comment(self._database)).encode()
+        # Between the two nobody believes it, and reads the manifests.
+        self._catalog.storage.put(place, [data])
+        self._catalog.storage.put(f"{place}.minisig", [signature])
+
+    def _stored(self) -> _Summary | None:
+        place = summary_key(self._database)
+        try:
+            data = self._catalog.read_signed(place, f"{place}.minisig", _LIMIT, comment=_comment(self._database))
+            return _decode(data, place, self._database, self._catalog.repository_id())
+        except ObjectMissingError:
+            return None
+        except IntegrityError as error:
+            self.doubt = error
+            return None
+
+    def _headlines(self) -> dict[BackupRef, Headline | BackupdError]:
+        """Newest first."""
+
+        def read(ref: BackupRef) -> Headline | BackupdError | None:
+            line = self._known.backups.get(ref.id) if self._known is not None else None
+            signed = self._signed is None or ref.id in self._signed
+            if line is not None and signed and _is_of(line, self._listed.backups[ref]):
+                return line.says
+            try:
+                return Headline.of(self._catalog.manifest(ref))
+            except IntegrityError as error:
+                return error
+            except NoBackupError:  # deleted since it was listed
+                return None
+
+        refs = sorted(self._listed.backups, reverse=True)
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="manifests") as pool:
+            found = zip(refs, pool.map(read, refs), strict=True)
+            return {ref: says for ref, says in found if says is not None}
+
+    def _verdicts(self) -> Mapping[str, ProofHead | IntegrityError]:
+        of: dict[str, list[ProofRef]] = {}
+        for ref in sorted(self._listed.proofs):
+            if ref.status != "inconclusive":
+                of.setdefault(ref.backup, []).append(ref)
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="proofs") as pool:
+            verdicts = zip(of, pool.map(lambda refs: proofs.counting(refs, self.proof), of.values()), strict=True)
+            return {backup: found for backup, found in verdicts if found is not None}
+
+    def proof(self, ref: ProofRef) -> ProofHead | IntegrityError:
+        """What this proof says, if it is believed."""
+        said = self._said(ref)
+        if said is None:
+            try:
+                said = ProofHead.of(proofs.read(self._catalog, ref))
+            except IntegrityError as error:
+                said = error
+            self._read[ref.key] = said
+        return said
+
+    def _said(self, ref: ProofRef) -> ProofHead | IntegrityError | None:
+        """As far as it was read, now or before."""
+        line = self._known.proofs.get(ref.key) if self._known is not None else None
+        info = self._listed.proofs.get(ref)
+        if line is not None and info is not None and _is_of(line, info):
+            return line.says
+        return self._read.get(ref.key)
+
+    @property
+    def proof_refs(self) -> Sequence[ProofRef]:
+        """Every proof, oldest first."""
+        return sorted(self._listed.proofs)
+
+
+def _comment(database: str) -> str:
+    """Signed with it: it is a summary, and of this database."""
+    return f"backupd summary {database}"
+
+
+def _is_of(line: _Backup | _Proof, info: ObjectInfo) -> bool:
+    return (line.size, line.modified) == (info.size, info.modified)
+
+
+def _decode(data: bytes, where: str, database: str, repository: str | None) -> _Summary | None:
+    """None: of a newer format, so of no use here."""
+    try:
+        found = _Summary.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise IntegrityError(f"the summary {where} is not readable", detail=str(first["msg"])) from error
+    if found.format > FORMAT:
+        return None
+    if (found.database, found.repository) != (database, repository):
+        raise IntegrityError(f"the summary {where} is that of another database or repository")
+    return found
