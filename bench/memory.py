@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import database, report
+from bench import contents, database, report
 from bench.measure import FailedError, Measured, tree
 from bench.world import SOURCE, World, machine, unexpected, world
 from tests.site import Site
@@ -92,7 +92,7 @@ def measure_all(place: World, rows: dict[str, int], jobs: Sequence[int]) -> tupl
     """Back up and restore with each number of jobs; and the sizes of what was backed up."""
     place.warm_up()
     entries = []
-    sizes = {"database": database.size(place.source)}
+    sizes = {"database": contents.size(place.source)}
     with place.bucket("memory") as bucket:
         site = place.s3_site(bucket)
         for number in jobs:
@@ -106,7 +106,7 @@ def measure_all(place: World, rows: dict[str, int], jobs: Sequence[int]) -> tupl
         for number in jobs:
             into = ("--at", "latest", "--into", "restored", "--yes")
             entry, _ = watched(place, site, "restore", number, "restore", SOURCE, *into)
-            if wrong := unexpected(database.counts(place.server.dsn("restored")), rows):
+            if wrong := unexpected(contents.counts(place.server.dsn("restored")), rows):
                 raise FailedError(f"the restored database has other rows than the source: {wrong}")
             place.drop("restored")
             entries.append(entry)

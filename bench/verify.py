@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import database, report
+from bench import contents, database, report
 from bench.measure import FailedError
 from bench.world import SOURCE, Sample, World, machine, world
 
@@ -112,7 +112,7 @@ def main() -> int:
         database.build(place.create(SOURCE), given.scale)
         place.warm_up()
         entries = [entry for number in range(given.rounds) for entry in one_round(place, number)]
-        size = database.size(place.source)
+        size = contents.size(place.source)
     results = {
         "machine": found,
         "size": size,

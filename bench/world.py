@@ -48,7 +48,8 @@ class World:
 
     folder: Path
     server: ThrowawayServer
-    client: Installation
+    client: Installation  # the programs of the server's version that dump and restore
+    programs: Installation  # the server's own
     s3: SeaweedServer
     timeout: float  # seconds for each program
 
@@ -80,9 +81,11 @@ class World:
         path.mkdir(exist_ok=True)
         return path
 
-    def run(self, *commands: Sequence[str | Path], output: Path | None = None) -> Sample:
-        """Measure a program, or several joined by pipes."""
-        return self._measure(commands, self.environ, output, None)
+    def run(
+        self, *commands: Sequence[str | Path], output: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> Sample:
+        """Measure a program, or several joined by pipes, with more variables in their environment."""
+        return self._measure(commands, {**self.environ, **(env or {})}, output, None)
 
     def backupd(self, site: Site, *arguments: str, probe: measure.Probe | None = None) -> Sample:
         """Measure one run of backupd."""
@@ -166,6 +169,15 @@ class World:
         finally:
             client.close()
 
+    def stored(self, bucket: str, prefix: str) -> int:
+        """Bytes of all objects below a prefix."""
+        client = self._client()
+        try:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            return sum(int(item["Size"]) for page in pages for item in page.get("Contents", []))
+        finally:
+            client.close()
+
     def _empty(self, client: Any, bucket: str) -> None:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
             for item in page.get("Contents", []):
@@ -194,7 +206,7 @@ def world(*, folder: Path | None, major: int | None, timeout: float) -> Iterator
             ThrowawayServer(installation, home / "postgres", settings=SETTINGS) as server,
             SeaweedServer(home / "s3") as s3,
         ):
-            yield World(home, server, choose_client(installations, installation.major), s3, timeout)
+            yield World(home, server, choose_client(installations, installation.major), installation, s3, timeout)
 
 
 def machine(world: World) -> dict[str, str]:
@@ -213,6 +225,7 @@ def machine(world: World) -> dict[str, str]:
         "zstd": _says("zstd", "--version"),
         "age": _says("age", "--version"),
         "rclone": _says("rclone", "version"),
+        "restic": _says("restic", "version"),
     }
 
 

@@ -1,0 +1,97 @@
+"""A line as slow and as long as one across a continent, where the kernel shapes none: every byte to and from a server
+goes through this proxy, a process of its own.
+
+`python -m bench.shaped PORT MEGABITS MILLISECONDS` listens on a free port of 127.0.0.1, prints it, and ends with its
+stdin. Both directions have the rate, each for all connections together; half of the round trip's time is added to
+each. What is under way is bounded by what such a line holds, so that whoever sends feels how fast it drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+_PIECE = 16 << 10  # bytes read at a time: small, so that connections share the line
+
+
+@dataclass
+class Line:
+    """One direction."""
+
+    rate: float  # bytes a second
+    delay: float  # seconds
+    free_at: float = 0.0  # when the last byte that was let in has left the sender's end
+
+    def arrival(self, size: int, now: float) -> float:
+        """When these bytes, let in now, are at the other end."""
+        self.free_at = max(self.free_at, now) + size / self.rate
+        return self.free_at + self.delay
+
+    @property
+    def holds(self) -> int:
+        """Pieces under way on one connection, at most."""
+        return max(4, int(self.rate * (self.delay + 0.1) / _PIECE))
+
+
+async def _carry(line: Line, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    loop = asyncio.get_running_loop()
+    under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(line.holds)
+
+    async def deliver() -> None:
+        while True:
+            at, data = await under_way.get()
+            await asyncio.sleep(max(0.0, at - loop.time()))
+            if not data:
+                return
+            writer.write(data)
+            await writer.drain()
+
+    delivery = asyncio.create_task(deliver())
+    try:
+        with suppress(ConnectionError):
+            while data := await reader.read(_PIECE):
+                await under_way.put((line.arrival(len(data), loop.time()), data))
+                # No sooner than the line takes it in: else one connection would fill it ahead of all others.
+                await asyncio.sleep(max(0.0, line.free_at - loop.time() - 0.01))
+        await under_way.put((loop.time() + line.delay, b""))
+        with suppress(ConnectionError):
+            await delivery
+    finally:
+        delivery.cancel()
+        with suppress(ConnectionError, OSError):
+            writer.close()
+
+
+async def _serve(port: int, megabits: float, milliseconds: float) -> None:
+    there, back = (Line(megabits * 1e6 / 8, milliseconds / 2000) for _ in range(2))
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(milliseconds / 1000)  # the handshake
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(_carry(there, reader, server_writer), _carry(back, server_reader, writer))
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+@contextmanager
+def shaped(port: int, *, megabits: float, milliseconds: float) -> Iterator[int]:
+    """A port of 127.0.0.1 behind which the server on `port` is far away."""
+    command = [sys.executable, "-m", "bench.shaped", str(port), str(megabits), str(milliseconds)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as proxy:
+        assert proxy.stdin is not None
+        assert proxy.stdout is not None
+        try:
+            yield int(proxy.stdout.readline())
+        finally:
+            proxy.kill()
+
+
+if __name__ == "__main__":
+    with suppress(asyncio.CancelledError):
+        asyncio.run(_serve(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])))
