@@ -192,7 +192,7 @@ def store(job: Job, catalog: Catalog, backup_id: str, part: Part, running: Runni
     key = f"{data_prefix(job.database, backup_id)}{part.name}.{'sql' if part.kind == 'globals' else 'dump'}.zst.age"
     progress.begin(part.name, part.label, part.bytes or None, tables=len(part.tables))
     began = monotonic()
-    with closing(part.command.output(running)) as output:
+    with closing(part.command.output(running, large=part.bytes >= pipeline.BLOCK)) as output:
         stored = pipeline.store(
             output,
             catalog.storage,

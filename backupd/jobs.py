@@ -228,7 +228,10 @@ def summing_key(config: Config) -> SecretKey | None:
     """The one that signs summaries; None where there is none that is believed: pruning needs no key."""
     if config.encryption.signing_key_file is None:
         return None
-    key = config.load_signing_key()
+    try:
+        key = config.load_signing_key()
+    except ConfigError:  # not on this host: pruning goes on without
+        return None
     return key if key.public in config.trusted_signers() else None
 
 
@@ -236,7 +239,9 @@ def _prune(config: Config, catalog: Catalog, database: Database, job: Job, progr
     plan = prune_plan(catalog, database)
     if plan.paused is not None:
         progress.warn(f"nothing is pruned, since {plan.paused}")
-    prune.run(plan, catalog, summing_key(config))
+    trouble = prune.run(plan, catalog, summing_key(config))
+    if trouble is not None:
+        progress.warn(f"the summary that lists are quick by could not be stored: {trouble}")
     kept = sum(decision.keep for decision in plan.decisions)
     facts = {"kept": kept, "dropped": len(plan.dropped), "leftovers": len(plan.leftovers) + len(plan.uploads)}
     text = f"{kept} backups stay, {facts['dropped']} are gone, {facts['leftovers']} leftovers removed"

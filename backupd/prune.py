@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from backupd import retention, times
 from backupd.catalog import BackupRef, Catalog, data_prefix, manifest_key, signature_key
 from backupd.crypto import minisign
-from backupd.errors import BackupdError, IntegrityError
+from backupd.errors import BackupdError, IntegrityError, StorageError
 from backupd.manifest import id_second
 from backupd.retention import CLOCKS_DIFFER, Decision, Policy
 from backupd.storage.base import Upload
@@ -61,7 +61,7 @@ def plan(
     signed = _signed_ids(catalog, database)
     stored = signed | _ids_with_data(catalog, database)
     marked = _marked(catalog, database)
-    view = View(catalog, database, signed=signed)
+    view = View(catalog, database, whole=True)
     backups = sorted(view.backups)
     unreadable = {ref.id: found.message for ref, found in view.backups.items() if isinstance(found, BackupdError)}
     paused = _pause(view, now)
@@ -69,7 +69,7 @@ def plan(
     readable = {ref.id for ref in backups if ref.id not in unreadable and ref.second <= now + CLOCKS_DIFFER}
     proven = _proven(view.verdicts, readable)
     decisions = retention.decide(backups, policy, now, zone, proven=proven, unreadable=unreadable, paused=paused)
-    known = {ref.id for ref in backups}
+    known = {ref.id for ref in view.listed}
     return PrunePlan(
         database=database,
         decisions=tuple(decisions),
@@ -81,9 +81,9 @@ def plan(
     )
 
 
-def run(plan: PrunePlan, catalog: Catalog, key: minisign.SecretKey | None = None) -> None:
+def run(plan: PrunePlan, catalog: Catalog, key: minisign.SecretKey | None = None) -> str | None:
     """Delete what the plan says goes. Interrupted at whatever point, the next plan has the rest. With a `key`, what was
-    read for the plan is kept in the repository."""
+    read for the plan is kept in the repository: returns why it could not be, which matters to nobody but who lists."""
     catalog.storage.delete([_mark(plan.database, backup) for backup in plan.unmarked])
     dropped = iter(plan.dropped)
     while batch := [ref.id for ref in islice(dropped, _BATCH)]:
@@ -95,7 +95,11 @@ def run(plan: PrunePlan, catalog: Catalog, key: minisign.SecretKey | None = None
     for upload in plan.uploads:
         catalog.storage.abort(upload)
     if key is not None:
-        plan.view.keep(key, without={ref.id for ref in plan.dropped})
+        try:
+            plan.view.keep(key, without={ref.id for ref in plan.dropped})
+        except StorageError as error:
+            return error.message
+    return None
 
 
 def _delete_rest(catalog: Catalog, database: str, backups: Sequence[str]) -> None:

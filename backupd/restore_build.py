@@ -10,8 +10,10 @@ from threading import Lock
 from backupd.errors import PostgresError
 from backupd.manifest import SHARED_STREAM, Table
 from backupd.postgres import archive, database, indexes
-from backupd.postgres.archive import Entry
+from backupd.postgres.archive import Archive, Entry
 from backupd.restore_work import Work
+
+_WHAT = "the schema archive"
 
 
 class Builder:
@@ -25,8 +27,11 @@ class Builder:
         # Where an earlier run was interrupted, nobody knows what it had built: all of it comes at the end then.
         self._resumed = work.plan.resumes and work.mark.tables
         own = [(t.schema_, t.name) for t in work.plan.contents.tables if t.stream != SHARED_STREAM]
-        self._parsed = archive.parse(self._whole, "the schema archive") if own and not self._resumed else None
-        self._early = indexes.early(self._parsed.entries, own) if self._parsed is not None else {}
+        parsed = archive.parse(self._whole, _WHAT) if own and not self._resumed else None
+        self._behind = len(self._whole) - parsed.size if parsed is not None else 0  # bytes after the table of contents
+        self._early = indexes.early(parsed.entries, own) if parsed is not None else {}
+        # Of thousands of entries no more is kept than is needed meanwhile.
+        self._frame = parsed.with_entries(indexes.settings(parsed.entries)) if parsed is not None else None
 
     def tables(self) -> None:
         """All that rows need."""
@@ -36,9 +41,9 @@ class Builder:
     def early(self, tables: Sequence[Table]) -> None:
         """The indexes and keys of tables that are loaded, as far as they need nothing else."""
         due = [entry for table in tables for entry in self._early.get((table.schema_, table.name), ())]
-        if not due or self._parsed is None:
+        if not due or self._frame is None:
             return
-        with _in_memory(self._only(indexes.with_settings(self._parsed.entries, due))) as file:
+        with _in_memory(self._only(self._frame, [*self._frame.entries, *due])) as file:
             self._work.restorer.schema("post-data", file, jobs=1)
         with self._lock:
             self._built |= {entry.dump_id for entry in due}
@@ -65,13 +70,14 @@ class Builder:
             self._work.restorer.schema("post-data", file, jobs=jobs, again=again)
 
     def _rest(self) -> bytes:
-        if self._parsed is None or not self._built:
+        parsed = archive.parse(self._whole, _WHAT) if self._built else None
+        if parsed is None:
             return self._whole
-        return self._only([entry for entry in self._parsed.entries if entry.dump_id not in self._built])
+        return self._only(parsed, [entry for entry in parsed.entries if entry.dump_id not in self._built])
 
-    def _only(self, entries: Sequence[Entry]) -> bytes:
-        assert self._parsed is not None
-        return self._parsed.with_entries(entries).encode() + self._whole[self._parsed.size :]
+    def _only(self, frame: Archive, entries: Sequence[Entry]) -> bytes:
+        size = len(self._whole) - self._behind
+        return frame.with_entries(entries).encode() + self._whole[size:]
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def _load(work: Work, builder: Builder, fresh: frozenset[tuple[str, str]], strea
     work.progress.begin(stream.name, label, stream.raw_bytes, tables=len(tables))
     advance = partial(work.progress.advance, stream.name)
     with closing(pipeline.fetch(work.catalog.storage, stream, work.identities, advance)) as chunks:
-        work.restorer.data(chunks, stream.key, fresh)
+        work.restorer.data(chunks, stream.key, fresh=fresh, large=stream.raw_bytes >= pipeline.BLOCK)
     settled = [table for table in tables if table.root is None]
     _compare_rows(work, settled)
     work.note(done=stream.name)

@@ -1,9 +1,9 @@
 """What the manifests and proofs of one database say of themselves, in short, kept in one object of the repository: who
 lists ten thousand backups need not read ten thousand manifests.
 
-Nothing but speed rests on it. It is signed, and a line of it counts only for an object of the very size and time that
-it was read from, as the listing tells. Whatever is not in it, or not any more, is read; `prune` brings it up to date.
-docs/format.md describes each key.
+It is signed, and a line of it counts only for an object of the very size and time that it was read from, as the listing
+tells. Whatever is not in it, or not any more, is read. `prune` writes it, and itself reads everything: nothing is ever
+deleted, restored or proven by what a summary says. docs/format.md describes each key.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from backupd import proofs
 from backupd.catalog import BackupRef, Catalog
 from backupd.crypto import minisign
-from backupd.errors import BackupdError, IntegrityError, NoBackupError, ObjectMissingError
+from backupd.errors import BackupdError, IntegrityError, NoBackupError, StorageError
 from backupd.manifest import Manifest, Moment, Size
 from backupd.proof import Proof
 from backupd.proofs import ProofRef
 from backupd.storage.base import ObjectInfo
 
 FORMAT = 1
-WORTH_IT = 20  # backups and proofs from which one is kept; fewer are read as fast
+WORTH_IT = 10  # backups and proofs from which one is kept; fewer are read as fast
 _LIMIT = 256 << 20  # bytes; a backup has some 300
 _READERS = 8  # objects read at a time
 
@@ -96,6 +96,7 @@ class _Summary(_Record):
     format: int
     repository: str  # the id in backupd.json
     database: str  # the key in the configuration
+    trusted: tuple[str, ...]  # signers, of whom one signed each manifest and proof that it is of
     backups: Mapping[str, _Backup] = {}  # by ID
     proofs: Mapping[str, _Proof] = {}  # by key
 
@@ -115,17 +116,15 @@ class _Listed:
 class View:
     """One database as a list shows it: every backup and the verdict on it. Reads the storage when it is made."""
 
-    def __init__(self, catalog: Catalog, database: str, *, signed: Collection[str] | None = None) -> None:
-        """`signed`: the IDs of the backups that have a signature, where that is known; the others are read in any case.
-        Raises StorageError."""
+    def __init__(self, catalog: Catalog, database: str, *, whole: bool = False) -> None:
+        """`whole`: every manifest and proof is read, whatever a summary says. Raises StorageError."""
         self._catalog = catalog
         self._database = database
-        self._signed = signed
         self.doubt: IntegrityError | None = None  # why the stored summary is not believed
         catalog.repository_id()  # once, before many threads ask for it
         self._listed = _Listed(catalog.listed(database), proofs.listed(catalog, database))
         few = len(self._listed.backups) + len(self._listed.proofs) < WORTH_IT
-        self._known = None if few else self._stored()
+        self._known = None if few or whole else self._stored()
         self._read: dict[str, ProofHead | IntegrityError] = {}  # proofs, by key
         self.backups: Mapping[BackupRef, Headline | BackupdError] = self._headlines()
         self.verdicts: Mapping[str, ProofHead | IntegrityError] = self._verdicts()
@@ -146,34 +145,43 @@ class View:
         repository = self._catalog.repository_id()
         if len(backups) + len(results) < WORTH_IT or repository is None:
             return
-        made = _Summary(format=FORMAT, repository=repository, database=self._database, backups=backups, proofs=results)
-        if made == self._known:
+        made = _Summary(
+            format=FORMAT,
+            repository=repository,
+            database=self._database,
+            trusted=tuple(sorted(map(str, self._catalog.trusted))),
+            backups=backups,
+            proofs=results,
+        )
+        if made == self._stored():
             return
-        data = json.dumps(made.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-        place = summary_key(self._database)
-        signature = minisign.sign(key, data, trusted_comment=_comment(self._database)).encode()
-        # Between the two nobody believes it, and reads the manifests.
-        self._catalog.storage.put(place, [data])
-        self._catalog.storage.put(f"{place}.minisig", [signature])
+        text = json.dumps(made.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":"))
+        signature = minisign.sign(key, text.encode(), trusted_comment=_comment(self._database))
+        # One object, so that two who write it never leave one's text with the other's signature.
+        document = json.dumps({"signature": signature, "summary": text}, ensure_ascii=False)
+        self._catalog.storage.put(summary_key(self._database), [document.encode()])
 
     def _stored(self) -> _Summary | None:
+        """None where there is none that helps."""
         place = summary_key(self._database)
         try:
-            data = self._catalog.read_signed(place, f"{place}.minisig", _LIMIT, comment=_comment(self._database))
-            return _decode(data, place, self._database, self._catalog.repository_id())
-        except ObjectMissingError:
-            return None
+            data = self._catalog.storage.read(place, limit=_LIMIT)
+            text = _signed(data, place, self._database, self._catalog.trusted)
+            found = _decode(text, place, self._database, self._catalog.repository_id())
         except IntegrityError as error:
             self.doubt = error
             return None
+        except StorageError:  # it is not there, or can't be read: then the manifests are
+            return None
+        believed = found is not None and set(found.trusted) <= set(map(str, self._catalog.trusted))
+        return found if believed else None
 
     def _headlines(self) -> dict[BackupRef, Headline | BackupdError]:
         """Newest first."""
 
         def read(ref: BackupRef) -> Headline | BackupdError | None:
             line = self._known.backups.get(ref.id) if self._known is not None else None
-            signed = self._signed is None or ref.id in self._signed
-            if line is not None and signed and _is_of(line, self._listed.backups[ref]):
+            if line is not None and _is_of(line, self._listed.backups[ref]):
                 return line.says
             try:
                 return Headline.of(self._catalog.manifest(ref))
@@ -216,6 +224,11 @@ class View:
         return self._read.get(ref.key)
 
     @property
+    def listed(self) -> Collection[BackupRef]:
+        """Every backup whose manifest the storage lists, also where it then could not be read."""
+        return self._listed.backups.keys()
+
+    @property
     def proof_refs(self) -> Sequence[ProofRef]:
         """Every proof, oldest first."""
         return sorted(self._listed.proofs)
@@ -226,19 +239,38 @@ def _comment(database: str) -> str:
     return f"backupd summary {database}"
 
 
+def _signed(data: bytes, where: str, database: str, trusted: Sequence[minisign.PublicKey]) -> str:
+    """The text in a stored summary, if a trusted signer signed it as one of this database. Raises IntegrityError."""
+    try:
+        document = json.loads(data)
+        signature, text = str(document["signature"]), str(document["summary"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"the summary {where} is not readable", detail=f"{type(error).__name__}: {error}"
+        ) from error
+    if minisign.verify(signature, text.encode(), trusted, what=where) != _comment(database):
+        raise IntegrityError(f"the summary {where} is that of another database")
+    return text
+
+
 def _is_of(line: _Backup | _Proof, info: ObjectInfo) -> bool:
     return (line.size, line.modified) == (info.size, info.modified)
 
 
-def _decode(data: bytes, where: str, database: str, repository: str | None) -> _Summary | None:
+def _decode(text: str, where: str, database: str, repository: str | None) -> _Summary | None:
     """None: of a newer format, so of no use here."""
     try:
-        found = _Summary.model_validate_json(data)
+        raw = json.loads(text)
+        if int(raw["format"]) > FORMAT:
+            return None
+        found = _Summary.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise IntegrityError(f"the summary {where} is not readable", detail=str(first["msg"])) from error
-    if found.format > FORMAT:
-        return None
-    if (found.database, found.repository) != (database, repository):
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"the summary {where} is not readable", detail=f"{type(error).__name__}: {error}"
+        ) from error
+    if (found.database, found.repository) != (database, repository or found.repository):
         raise IntegrityError(f"the summary {where} is that of another database or repository")
     return found

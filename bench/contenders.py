@@ -115,14 +115,6 @@ class Round:
         }
         return steps[name]()
 
-    @property
-    def _archive(self) -> Path:
-        """Made by pg_dump -Fc -Z0 when it is first needed, which is not counted."""
-        path = self._place.folder / "archive.dump"
-        if not path.exists():
-            self._place.run([self._client("pg_dump"), "-Fc", "-Z0", "-f", path, "-d", self._place.source])
-        return path
-
     def _client(self, program: str) -> Path:
         return self._place.client.program(program)
 
@@ -198,7 +190,7 @@ class Round:
 
     def _pg_restore(self, name: str) -> Entry:
         """The database is made beforehand, which is not counted; there is no ANALYZE."""
-        source = self._archive if name == "restore-custom" else self._directory
+        source = self._place.archive if name == "restore-custom" else self._directory
         sample = self._restore_from(source)
         return Entry.of(name, self._number, sample)
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from bench.contenders import LABELS
 from bench.kinds import KINDS
+from bench.work import seconds
 
+CORES = 2  # that the targets are meant for, and both jobs use
 _STATISTICS = "gathering statistics"  # the phase of a restore that pg_restore does not have
 
 
@@ -52,9 +54,25 @@ def _kind(name: str, found: Mapping[str, Any]) -> str:
             f"{found['machine']['date']}, {rounds}, a database of {_mb(found['database_bytes'])}{scale}.",
             _details(entries),
             *filter(None, (_phases(entries, each) for each in ("backup-s3", "backup-local", "restore"))),
+            _work(found),
             machine(found["machine"]),
         ]
     )
+
+
+def _work(found: Mapping[str, Any]) -> str:
+    """Why backupd can't be faster than it is, or where it should be."""
+    cells = [(name, each) for name, each in seconds(found["work"], found["raw_bytes"])]
+    told = "; ".join(f"{name} {each:.1f} s" for name, each in cells)
+    text = f"The work itself, on one core and in memory, for {_mb(found['raw_bytes'])}: {told}."
+    dumps = [entry for entry in found["entries"] if entry["name"] == "dump-directory"]
+    if dumps:
+        spare = median(CORES * each["seconds"] - each["cpu"] - each["database_cpu"] for each in dumps)
+        text += (
+            f" `pg_dump -Fd -Z0 -j2` leaves {spare:.1f} s of its {CORES} cores unused: what is beyond that, nobody can"
+            " do in its time."
+        )
+    return text
 
 
 def machine(found: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from bench import contents, plot, report
 from bench.contenders import GROUPS, PROGRAMS, Entry, Round, steps
 from bench.kinds import KINDS, Kind
+from bench.work import costs
 from bench.world import SOURCE, World, machine, missing, world
 
 _HERE = Path(__file__).parent
@@ -56,11 +57,15 @@ def measure_kind(given: argparse.Namespace, kind: Kind) -> dict[str, Any]:
         kind.build(place.programs, place.create(SOURCE), scale)
         size = contents.size(place.source)
         entries = measure_all(place, kind, rounds, given.only)
+        work = costs(place.archive)
+        raw = place.archive.stat().st_size
     return {
         "machine": found,
         "rounds": rounds,
         "scale": scale,
         "database_bytes": size,
+        "raw_bytes": raw,
+        "work": work,
         "entries": [asdict(entry) for entry in entries],
     }
 

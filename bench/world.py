@@ -81,6 +81,14 @@ class World:
         path.mkdir(exist_ok=True)
         return path
 
+    @property
+    def archive(self) -> Path:
+        """By pg_dump -Fc -Z0; made when it is first needed, which nobody's time includes."""
+        path = self.folder / "archive.dump"
+        if not path.exists():
+            self.run([self.client.program("pg_dump"), "-Fc", "-Z0", "-f", path, "-d", self.source])
+        return path
+
     def run(
         self, *commands: Sequence[str | Path], output: Path | None = None, env: Mapping[str, str] | None = None
     ) -> Sample:

@@ -25,7 +25,10 @@ def prune(style: Style, path: str | None, databases: Sequence[str], *, dry_run: 
                 if plan.paused is not None:
                     console.say(style, f"{database.name}: nothing is pruned, since {plan.paused}", "warning")
                 if not dry_run:
-                    pruning.run(plan, catalog, jobs.summing_key(config))
+                    trouble = pruning.run(plan, catalog, jobs.summing_key(config))
+                    if trouble is not None:
+                        text = f"{database.name}: the summary that lists are quick by could not be stored: {trouble}"
+                        console.say(style, text, "warning")
             except BackupdError as error:
                 if len(chosen) == 1 and not failures:
                     raise

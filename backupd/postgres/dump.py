@@ -25,9 +25,9 @@ class Command:
     env: Mapping[str, str]
     alone: threading.Lock | None = None  # held while it runs
 
-    def output(self, running: Running) -> Generator[memoryview]:
+    def output(self, running: Running, *, large: bool = False) -> Generator[memoryview]:
         with self.alone or nullcontext():
-            yield from Program(self.argv, self.env, running).output()
+            yield from Program(self.argv, self.env, running, large=large).output()
 
 
 class Dumper:

@@ -11,8 +11,9 @@ from backupd.postgres.selection import SETTINGS
 
 _OF_ONE_TABLE = ("INDEX", "CONSTRAINT")
 # What an index may depend on beside its table: not on its parent's index, which belongs to all partitions, and on no
-# function, which may read other tables, whatever it says of itself, and these may not be loaded yet.
-_HARMLESS = ("TYPE", "DOMAIN", "COLLATION", "EXTENSION", "SCHEMA")
+# function, which may read other tables, whatever it says of itself, and these may not be loaded yet. An extension
+# stands for its functions, and a domain for those of its checks.
+_HARMLESS = ("TYPE", "COLLATION", "SCHEMA")
 
 
 def early(entries: Sequence[Entry], tables: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], tuple[Entry, ...]]:
@@ -30,7 +31,6 @@ def early(entries: Sequence[Entry], tables: Iterable[tuple[str, str]]) -> Mappin
     return {place: tuple(own) for place, own in found.items()}
 
 
-def with_settings(entries: Iterable[Entry], chosen: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Some entries of an archive, and those that say how its strings are to be read."""
-    ids = {entry.dump_id for entry in chosen}
-    return tuple(entry for entry in entries if entry.dump_id in ids or entry.desc in SETTINGS)
+def settings(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Those that say how an archive's strings are to be read: any part of it needs them."""
+    return tuple(entry for entry in entries if entry.desc in SETTINGS)

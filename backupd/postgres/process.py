@@ -32,18 +32,17 @@ _GRACE = 5.0  # seconds from SIGTERM to SIGKILL
 def _roomy(command: Sequence[str | Path], *, feed: bool) -> list[str | Path]:
     """The command line of a program that reads or writes its end of the pipe in large pieces, where C's own buffer
     has 4 KiB: each piece wakes up the other end. By stdbuf (coreutils); without it all goes on, only slower."""
-    stdbuf = _stdbuf()
-    way = "--input" if feed else "--output"
-    return [stdbuf, f"{way}={_PIPE_SIZE}", *command] if stdbuf else [*command]
+    stdbuf = shutil.which("stdbuf")
+    way = [f"--{'input' if feed else 'output'}={_PIPE_SIZE}", command[0]]
+    return [stdbuf, *way, *command[1:]] if stdbuf and _takes(stdbuf, *way) else [*command]
 
 
 @functools.cache
-def _stdbuf() -> str | None:
-    found = shutil.which("stdbuf")
-    if found is None:
-        return None
-    asked = [found, f"--output={_PIPE_SIZE}", found, "--version"]  # a small one may not have it, or not its library
-    return found if subprocess.run(asked, capture_output=True, check=False).returncode == 0 else None
+def _takes(*command: str | Path) -> bool:
+    """Whether the program starts like that, and has nothing to say about it: stdbuf lends it a library, which one of
+    another system or C library would refuse."""
+    done = subprocess.run([*command, "--version"], capture_output=True, check=False)
+    return done.returncode == 0 and not done.stderr
 
 
 class Killable(Protocol):
@@ -96,9 +95,10 @@ class Program:
         output: int | None = None,
         pass_fds: Sequence[int] = (),
         forgive: Callable[[str], bool] | None = None,
+        large: bool = False,
     ) -> None:
         """`output`, of a program that is fed, is an open file that takes what it writes. `forgive` is asked, with all
-        that the program complained of, whether a failure is none."""
+        that the program complained of, whether a failure is none. `large`: much will go through the pipe."""
         assert feed or output is None  # else nobody would wait for its end
         self.name = Path(argv[0]).name
         self._forgive = forgive
@@ -106,7 +106,9 @@ class Program:
         self._errors = os.memfd_create("stderr")  # no thread, no file on disk, no pipe that fills up
         try:
             self._process = subprocess.Popen(
-                tied(signal.SIGTERM, _roomy(argv, feed=feed)),  # so that no dump goes on holding locks
+                tied(
+                    signal.SIGTERM, _roomy(argv, feed=feed) if large else argv
+                ),  # so that no dump goes on holding locks
                 env=dict(env),
                 stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
                 stdout=output if output is not None else subprocess.DEVNULL if feed else subprocess.PIPE,

@@ -47,13 +47,23 @@ class Restorer:
         program = self._start(f"--section={section}", *options, f"/dev/fd/{archive}", pass_fds=(archive,))
         program.wait()
 
-    def data(self, chunks: Iterable[Buffer], what: str, fresh: frozenset[tuple[str, str]] = frozenset()) -> None:
-        """Restore one data archive as it arrives; of parts of it, no more is read than they need. `fresh`: see Edit."""
+    def data(
+        self,
+        chunks: Iterable[Buffer],
+        what: str,
+        *,
+        fresh: frozenset[tuple[str, str]] = frozenset(),
+        large: bool = False,
+    ) -> None:
+        """Restore one data archive as it arrives; of parts of it, no more is read than they need. `fresh`: see Edit;
+        `large`: see Program."""
         parts = self.edit.selection is not None
         edited = self.edit.stream(chunks, what, fresh)
-        self._start("--section=data", feed=True).consume(edited, all_of_it=not parts)
+        self._start("--section=data", feed=True, large=large).consume(edited, all_of_it=not parts)
 
-    def _start(self, *arguments: str, feed: bool = False, pass_fds: tuple[int, ...] = ()) -> Program:
+    def _start(
+        self, *arguments: str, feed: bool = False, large: bool = False, pass_fds: tuple[int, ...] = ()
+    ) -> Program:
         lenient = self.client.major >= _KNOWS_SETTING > self.server_major
         return Program(
             [
@@ -69,6 +79,7 @@ class Restorer:
             self.dsn.program_environment(**_SETTINGS),
             self.running,
             feed=feed,
+            large=large,
             pass_fds=pass_fds,
             forgive=_only_the_setting if lenient else None,
         )

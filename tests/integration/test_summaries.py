@@ -14,7 +14,7 @@ import pytest
 from backupd import prune, times
 from backupd.catalog import Catalog, manifest_key, signature_key
 from backupd.crypto import minisign
-from backupd.errors import IntegrityError
+from backupd.errors import IntegrityError, ObjectMissingError, StorageError
 from backupd.retention import Policy
 from backupd.storage.base import ObjectInfo, Storage
 from backupd.storage.memory import MemoryStorage
@@ -42,6 +42,10 @@ class Counting:
     def open(self, key: str, **options: Any) -> Generator[bytes]:
         self.reads.append(key)
         return self._inner.open(key, **options)
+
+    def read(self, key: str, **options: Any) -> bytes:
+        self.reads.append(key)
+        return self._inner.read(key, **options)
 
     def list(self, prefix: str, **options: Any) -> Iterator[ObjectInfo]:
         return self._inner.list(prefix, **options)
@@ -86,7 +90,7 @@ def test_it_says_what_the_manifests_say_and_spares_reading_them(filled: Filled) 
     backups, verdicts, reads = told(filled)
     assert len(backups) == BACKUPS
     assert sorted({status for status, _ in verdicts.values()}) == ["failed", "passed"]
-    assert sorted(reads) == sorted(["backupd.json", PLACE, f"{PLACE}.minisig"])
+    assert sorted(reads) == ["backupd.json", PLACE]
     filled.storage.delete([PLACE])
     again, verdicts_again, reads = told(filled)
     assert (again, verdicts_again) == (backups, verdicts)
@@ -100,15 +104,15 @@ def test_what_is_new_is_read(filled: Filled) -> None:
     assert backups[newest].duration.total_seconds() == 7
     assert verdicts[newest][0] == "passed"
     assert {manifest_key("shop", newest), proof} <= set(reads)
-    assert len(reads) == 3 + 2 + 2
+    assert len(reads) == 2 + 2 + 2
     pruned(filled, now=NOW + HOUR)
-    assert told(filled) == (backups, verdicts, ["backupd.json", PLACE, f"{PLACE}.minisig"])
+    assert told(filled) == (backups, verdicts, ["backupd.json", PLACE])
 
 
 def test_what_was_pruned_is_gone_from_it(filled: Filled) -> None:
     kept = pruned(filled, keep=WORTH_IT)
     assert len(kept.dropped) > 0
-    document = json.loads(filled.storage.read(PLACE))
+    document = json.loads(json.loads(filled.storage.read(PLACE))["summary"])
     there = {ref.id for ref in filled.catalog.backups("shop")}
     assert set(document["backups"]) == there
     assert {key.split("/")[2] for key in document["proofs"]} <= there
@@ -130,37 +134,117 @@ def test_a_manifest_that_is_another_now_is_read(filled: Filled) -> None:
     assert {place, other} <= set(reads)
 
 
-def test_a_backup_without_its_signature_is_never_pruned(filled: Filled) -> None:
+@pytest.mark.parametrize("how", ["without its signature", "with a damaged signature", "with a damaged manifest"])
+def test_what_the_summary_still_calls_right_is_read_before_anything_goes(filled: Filled, how: str) -> None:
+    """Prune believes no summary."""
     refs = filled.catalog.backups("shop")
-    filled.storage.delete([signature_key("shop", refs[0].id)])
+    if how == "without its signature":
+        filled.storage.delete([signature_key("shop", refs[0].id)])
+    elif how == "with a damaged signature":
+        filled.storage.put(signature_key("shop", refs[0].id), [b"damaged"])
+    else:  # of the same size, at the same time
+        place = manifest_key("shop", refs[0].id)
+        filled.storage.put(place, [filled.storage.read(place).replace(b"17.0", b"16.0")])
     plan = pruned(filled, keep=2)
     (kept,) = [each for each in plan.decisions if each.ref == refs[0]]
     assert kept.keep
     assert kept.reasons[0].startswith("cannot be read: ")
 
 
+def as_stored(text: str, key: minisign.SecretKey, comment: str) -> bytes:
+    signature = minisign.sign(key, text.encode(), trusted_comment=comment)
+    return json.dumps({"signature": signature, "summary": text}).encode()
+
+
 @pytest.mark.parametrize("how", ["edited", "another key", "another database", "no signature", "no text"])
 def test_what_is_forged_is_not_believed(filled: Filled, how: str) -> None:
     before = told(filled)
-    data = filled.storage.read(PLACE)
-    forged = data.replace(b'"17.0"', b'"99.9"')
-    key, comment = filled.key, "backupd summary shop"
-    if how == "another key":
-        key = minisign.SecretKey.generate()
-    if how == "another database":
-        comment = "backupd summary shop2"
-    if how == "no text":
-        forged = b"\xff{"
-    filled.storage.put(PLACE, [forged])
-    if how not in ("edited", "no signature"):
-        filled.storage.put(f"{PLACE}.minisig", [minisign.sign(key, forged, trusted_comment=comment).encode()])
-    if how == "no signature":
-        filled.storage.delete([f"{PLACE}.minisig"])
+    document = json.loads(filled.storage.read(PLACE))
+    forged, ours = document["summary"].replace('"17.0"', '"99.9"'), "backupd summary shop"
+    filled.storage.put(
+        PLACE,
+        [
+            {
+                "edited": json.dumps({**document, "summary": forged}).encode(),
+                "another key": as_stored(forged, minisign.SecretKey.generate(), ours),
+                "another database": as_stored(forged, filled.key, "backupd summary shop2"),
+                "no signature": json.dumps({"summary": forged}).encode(),
+                "no text": b"\xff{",
+            }[how]
+        ],
+    )
     assert View(filled.catalog, "shop").doubt is not None
     assert told(filled)[:2] == before[:2]
     pruned(filled)
     assert View(filled.catalog, "shop").doubt is None
     assert told(filled) == before
+
+
+def test_a_signer_who_is_not_trusted_any_more(filled: Filled) -> None:
+    """The summary, signed by another, does not vouch for what he signed."""
+    newer = minisign.SecretKey.generate()
+    both = Catalog(filled.storage, [filled.key.public, newer.public])
+    plan = prune.plan(both, "shop", Policy(keep_last=99), NOW, ZoneInfo("UTC"), grace=48 * HOUR)
+    prune.run(plan, both, newer)
+    assert all(isinstance(each, Headline) for each in View(both, "shop").backups.values())
+    now = View(Catalog(filled.storage, [newer.public]), "shop")
+    assert now.doubt is None
+    assert all(isinstance(each, IntegrityError) for each in now.backups.values())
+
+
+def test_one_of_a_newer_format_is_passed_over(filled: Filled) -> None:
+    before = told(filled)
+    newer = json.dumps({"format": 2, "what": "else"})
+    filled.storage.put(PLACE, [as_stored(newer, filled.key, "backupd summary shop")])
+    assert View(filled.catalog, "shop").doubt is None
+    assert told(filled)[:2] == before[:2]
+
+
+class Odd:
+    """A storage with a trouble: some keys can't be read or written, others are listed and then not there."""
+
+    def __init__(self, inner: Storage, *, closed: str = "", hidden: str = "") -> None:
+        self._inner, self._closed, self._hidden = inner, closed, hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def _refuse(self, key: str) -> None:
+        if self._closed and key == self._closed:
+            raise StorageError("closed on purpose")
+        if self._hidden and self._hidden in key:
+            raise ObjectMissingError(f"there is no {key}")
+
+    def open(self, key: str, **options: Any) -> Generator[bytes]:
+        self._refuse(key)
+        return self._inner.open(key, **options)
+
+    def read(self, key: str, **options: Any) -> bytes:
+        self._refuse(key)
+        return self._inner.read(key, **options)
+
+    def put(self, key: str, *arguments: Any, **options: Any) -> int:
+        self._refuse(key)
+        return self._inner.put(key, *arguments, **options)
+
+
+def test_one_that_cannot_be_read_or_stored_stops_nothing(filled: Filled) -> None:
+    """A folder's file of another user, a bucket in which nothing may be replaced."""
+    odd = Catalog(Odd(filled.storage, closed=PLACE), [filled.key.public])
+    assert len(View(odd, "shop").backups) == BACKUPS
+    plan = prune.plan(odd, "shop", Policy(keep_last=WORTH_IT + 2), NOW, ZoneInfo("UTC"), grace=48 * HOUR)
+    assert prune.run(plan, odd, filled.key) == "closed on purpose"
+    assert len(filled.catalog.backups("shop")) < BACKUPS
+
+
+def test_what_is_listed_and_then_not_there_loses_no_data(filled: Filled) -> None:
+    """Some stores list an object and answer for a while that it is missing."""
+    refs = filled.catalog.backups("shop")
+    odd = Catalog(Odd(filled.storage, hidden=f"manifests/{refs[0].id}"), [filled.key.public])
+    plan = prune.plan(odd, "shop", Policy(keep_last=99), NOW + 99 * HOUR, ZoneInfo("UTC"), grace=HOUR)
+    assert plan.leftovers == ()
+    prune.run(plan, odd, filled.key)
+    filled.catalog.check_objects(filled.catalog.manifest(refs[0]))
 
 
 def test_few_need_none(key: minisign.SecretKey) -> None:

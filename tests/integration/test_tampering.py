@@ -22,7 +22,8 @@ from backupd import pipeline
 from backupd.catalog import manifest_key, signature_key
 from backupd.config import Config, load
 from backupd.crypto import age, minisign
-from backupd.manifest import Manifest, Stream, decode
+from backupd.manifest import SHARED_STREAM, Manifest, Stream, decode
+from backupd.postgres.edit import Edit
 from backupd.postgres.server import ThrowawayServer
 from backupd.storage.base import Storage
 from backupd.storage.connect import connect
@@ -84,12 +85,17 @@ class World:
 
     @cached_property
     def plain(self) -> list[bytes]:
-        """What the data streams of the newer backup hold."""
+        """What the data streams of the newer backup hold; large tables' with the statement that freezes their rows."""
         identities = self.config.load_identities()
         return [
-            b"".join(map(bytes, pipeline.fetch(self.storage, stream, identities, lambda _: None)))
+            b"".join(map(bytes, Edit().stream(pipeline.fetch(self.storage, stream, identities, _nobody), "it", fresh)))
             for stream in self.newer.of_kind("data")
+            for fresh in [self._fresh(stream)]
         ]
+
+    def _fresh(self, stream: Stream) -> frozenset[tuple[str, str]]:
+        own = stream.name != SHARED_STREAM
+        return frozenset((t.schema_, t.name) for t in self.newer.tables if own and t.stream == stream.name)
 
     @contextmanager
     def changed(self, changes: Changes) -> Iterator[None]:
@@ -119,6 +125,10 @@ class World:
     def databases(self) -> set[str]:
         with psycopg.connect(self.server.dsn()) as connection:
             return {row[0] for row in connection.execute("select datname from pg_database")}
+
+
+def _nobody(_: int) -> None:
+    """Told how many bytes went through."""
 
 
 def recording_programs(folder: Path, recorded: Path, server: ThrowawayServer) -> Path:
