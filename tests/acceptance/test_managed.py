@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from backupd.postgres.account import reachable_folder, server_account
+from backupd.postgres.names import identifier
 from backupd.postgres.server import ThrowawayServer
 from tests.postgres import client_for, drop_database, dump_sql
 from tests.site import local_site
@@ -283,7 +284,7 @@ def test_roles_made_by_the_tenant(pg15: ThrowawayServer, pg17: ThrowawayServer, 
         drop_database(pg17, COPY)
         with closing(psycopg.connect(as_role(pg17, TENANT), autocommit=True)) as connection:
             for name in sorted(_roles(pg17) - known):
-                connection.execute(f"drop role {name}".encode())
+                connection.execute(f"drop role {identifier(name)}".encode())
         assert state(pg17) == before
 
 
