@@ -63,4 +63,4 @@ def _panels(results: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[Bar]]]:
                     bars.append((label, median(times), label.startswith("backupd")))
             if bars:
                 size = results["kinds"][name]["database_bytes"] / 1e9
-                yield f"{kind.title}, {size:.1f} GB: {work}", bars
+                yield f"{kind.name}, {size:.1f} GB: {work}", bars
