@@ -171,6 +171,15 @@ def settles(later: Result, earlier: Result | None) -> bool:
     return later.status == "failed"
 
 
+def decided(refs: Iterable[ProofRef]) -> dict[str, list[ProofRef]]:
+    """Those that say passed or failed, by their backups, in the order in which they come."""
+    found: dict[str, list[ProofRef]] = {}
+    for ref in refs:
+        if ref.status != "inconclusive":
+            found.setdefault(ref.backup, []).append(ref)
+    return found
+
+
 def counting(refs: Sequence[ProofRef], read: Callable[[ProofRef], R | IntegrityError]) -> R | IntegrityError | None:
     """The verdict on a backup, from its proofs, oldest first. Reads the newest alone where that is enough: where no
     proof failed."""
@@ -199,10 +208,7 @@ def of_backup(catalog: Catalog, ref: BackupRef) -> Iterator[Proof | IntegrityErr
 
 def proven(catalog: Catalog, database: str, *, before: BackupRef, most: int) -> list[BackupRef]:
     """The last backups older than that one that were compared and passed, newest first."""
-    named: dict[str, list[ProofRef]] = {}
-    for each in refs(catalog, database):
-        if each.status != "inconclusive":
-            named.setdefault(each.backup, []).append(each)
+    named = decided(refs(catalog, database))
     found: list[BackupRef] = []
     for backup in sorted((ref for ref in catalog.backups(database) if ref < before and ref.id in named), reverse=True):
         proof = counting(named[backup.id], partial(_read_or_doubt, catalog))

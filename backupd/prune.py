@@ -57,9 +57,7 @@ def plan(
 ) -> PrunePlan:
     """Look at everything of one database. `grace`: how old the leftovers of a failed backup must be to go; longer than
     any backup may run. Raises StorageError."""
-    # Before the manifests: one that is committed meanwhile is in both.
-    signed = _signed_ids(catalog, database)
-    stored = signed | _ids_with_data(catalog, database)
+    stored = _stored_ids(catalog, database)  # before the manifests: one that is committed meanwhile is in both
     marked = _marked(catalog, database)
     view = View(catalog, database, whole=True)
     backups = sorted(view.backups)
@@ -156,14 +154,12 @@ def _marked(catalog: Catalog, database: str) -> set[str]:
     return {name for name in names if id_second(name) is not None}
 
 
-def _signed_ids(catalog: Catalog, database: str) -> set[str]:
+def _stored_ids(catalog: Catalog, database: str) -> set[str]:
+    """Every ID that has data or a signature."""
     prefix = f"{database}/signatures/"
-    names = {info.key.removeprefix(prefix).removesuffix(".json.minisig") for info in catalog.storage.list(prefix)}
-    return {name for name in names if id_second(name) is not None}
-
-
-def _ids_with_data(catalog: Catalog, database: str) -> set[str]:
-    return {name for name in catalog.storage.list_folders(f"{database}/data/") if id_second(name) is not None}
+    signed = {info.key.removeprefix(prefix).removesuffix(".json.minisig") for info in catalog.storage.list(prefix)}
+    folders = set(catalog.storage.list_folders(f"{database}/data/"))
+    return {name for name in signed | folders if id_second(name) is not None}
 
 
 def _leftovers(

@@ -105,14 +105,6 @@ def summary_key(database: str) -> str:
     return f"{database}/summary.json"
 
 
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    """Objects as a listing shows them."""
-
-    backups: Mapping[BackupRef, ObjectInfo]
-    proofs: Mapping[ProofRef, ObjectInfo]
-
-
 class View:
     """One database as a list shows it: every backup and the verdict on it. Reads the storage when it is made."""
 
@@ -122,28 +114,31 @@ class View:
         self._database = database
         self.doubt: IntegrityError | None = None  # why the stored summary is not believed
         catalog.repository_id()  # once, before many threads ask for it
-        self._listed = _Listed(catalog.listed(database), proofs.listed(catalog, database))
-        few = len(self._listed.backups) + len(self._listed.proofs) < WORTH_IT
+        self._manifests = catalog.listed(database)  # as a listing shows them
+        self._proofs = proofs.listed(catalog, database)
+        few = len(self._manifests) + len(self._proofs) < WORTH_IT
         self._known = None if few or whole else self._stored()
         self._read: dict[str, ProofHead | IntegrityError] = {}  # proofs, by key
         self.backups: Mapping[BackupRef, Headline | BackupdError] = self._headlines()
         self.verdicts: Mapping[str, ProofHead | IntegrityError] = self._verdicts()
 
     def keep(self, key: minisign.SecretKey, *, without: Collection[str] = ()) -> None:
-        """Store what this view knows, if that is more than is stored; `without` the backups of these IDs, which were
-        deleted since."""
+        """Store what this view knows, if that is other than what is stored; `without` the backups of these IDs, which
+        were deleted since."""
         backups = {
             ref.id: _Backup(size=info.size, modified=info.modified, says=says)
-            for ref, info in self._listed.backups.items()
+            for ref, info in self._manifests.items()
             if isinstance(says := self.backups.get(ref), Headline) and ref.id not in without
         }
         results = {
             ref.key: _Proof(size=info.size, modified=info.modified, says=said)
-            for ref, info in self._listed.proofs.items()
+            for ref, info in self._proofs.items()
             if isinstance(said := self._said(ref), ProofHead) and ref.backup not in without
         }
         repository = self._catalog.repository_id()
         if len(backups) + len(results) < WORTH_IT or repository is None:
+            if without:  # of what is left one would be as quick, and of nothing it would keep the folder
+                self._catalog.storage.delete([summary_key(self._database)])
             return
         made = _Summary(
             format=FORMAT,
@@ -181,7 +176,7 @@ class View:
 
         def read(ref: BackupRef) -> Headline | BackupdError | None:
             line = self._known.backups.get(ref.id) if self._known is not None else None
-            if line is not None and _is_of(line, self._listed.backups[ref]):
+            if line is not None and _is_of(line, self._manifests[ref]):
                 return line.says
             try:
                 return Headline.of(self._catalog.manifest(ref))
@@ -190,16 +185,13 @@ class View:
             except NoBackupError:  # deleted since it was listed
                 return None
 
-        refs = sorted(self._listed.backups, reverse=True)
+        refs = sorted(self._manifests, reverse=True)
         with ThreadPoolExecutor(_READERS, thread_name_prefix="manifests") as pool:
             found = zip(refs, pool.map(read, refs), strict=True)
             return {ref: says for ref, says in found if says is not None}
 
     def _verdicts(self) -> Mapping[str, ProofHead | IntegrityError]:
-        of: dict[str, list[ProofRef]] = {}
-        for ref in sorted(self._listed.proofs):
-            if ref.status != "inconclusive":
-                of.setdefault(ref.backup, []).append(ref)
+        of = proofs.decided(self.proof_refs)
         with ThreadPoolExecutor(_READERS, thread_name_prefix="proofs") as pool:
             verdicts = zip(of, pool.map(lambda refs: proofs.counting(refs, self.proof), of.values()), strict=True)
             return {backup: found for backup, found in verdicts if found is not None}
@@ -218,7 +210,7 @@ class View:
     def _said(self, ref: ProofRef) -> ProofHead | IntegrityError | None:
         """As far as it was read, now or before."""
         line = self._known.proofs.get(ref.key) if self._known is not None else None
-        info = self._listed.proofs.get(ref)
+        info = self._proofs.get(ref)
         if line is not None and info is not None and _is_of(line, info):
             return line.says
         return self._read.get(ref.key)
@@ -226,12 +218,12 @@ class View:
     @property
     def listed(self) -> Collection[BackupRef]:
         """Every backup whose manifest the storage lists, also where it then could not be read."""
-        return self._listed.backups.keys()
+        return self._manifests.keys()
 
     @property
     def proof_refs(self) -> Sequence[ProofRef]:
         """Every proof, oldest first."""
-        return sorted(self._listed.proofs)
+        return sorted(self._proofs)
 
 
 def _comment(database: str) -> str:

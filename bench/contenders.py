@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -244,6 +245,18 @@ class Round:
         if thoroughly and (wrong := unexpected(contents.fingerprint(dsn), contents.fingerprint(self._place.source))):
             raise FailedError(f"the restored rows are not those of the source: {wrong}")
         self._place.drop(_COPY)
+
+
+def one_round(place: World, bucket: str, number: int, rows: Mapping[str, int], names: Sequence[str]) -> Iterator[Entry]:
+    """Measure these contenders in turn, and tell of each."""
+    each = Round(place, number, bucket, rows)
+    try:
+        for name in steps(names, number):
+            entry = each.run(name)
+            print(f"{bucket}: {name:<18} {entry.seconds:7.2f} s", file=sys.stderr, flush=True)
+            yield entry
+    finally:
+        each.close()
 
 
 _SHELL = "shell/bench.dump.zst.age"

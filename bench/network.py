@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from bench import contents, report
-from bench.contenders import LABELS, Entry, Round, steps
+from bench.contenders import LABELS, Entry, one_round
 from bench.kinds import KINDS
 from bench.shaped import shaped
 from bench.world import SOURCE, World, machine, world
@@ -45,19 +45,12 @@ def far(place: World, given: argparse.Namespace) -> Iterator[World]:
 
 def measure(place: World, given: argparse.Namespace) -> list[Entry]:
     rows = contents.counts(place.source)
-    entries = []
+    entries: list[Entry] = []
     place.warm_up()
     with far(place, given) as there:
         for number in range(1, given.rounds + 1):
             with place.bucket(f"network-{number}") as bucket:
-                each = Round(there, number, bucket, rows)
-                try:
-                    for name in steps(_MEASURED, number):
-                        entry = each.run(name)
-                        print(f"{number}: {entry.name:<18} {entry.seconds:7.2f} s", file=sys.stderr, flush=True)
-                        entries.append(entry)
-                finally:
-                    each.close()
+                entries += one_round(there, bucket, number, rows, _MEASURED)
     return entries
 
 

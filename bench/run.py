@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import contents, plot, report
-from bench.contenders import GROUPS, PROGRAMS, Entry, Round, steps
+from bench.contenders import GROUPS, PROGRAMS, Entry, one_round
 from bench.kinds import KINDS, Kind
 from bench.work import costs
 from bench.world import SOURCE, World, machine, missing, world
@@ -33,17 +33,10 @@ def measure_all(place: World, kind: Kind, rounds: int, groups: Sequence[str]) ->
     rows = contents.counts(place.source)
     place.run([place.client.program("pg_dump"), "-Fc", "-Z0", "-d", place.source], output=Path("/dev/null"))
     place.warm_up()
-    entries = []
+    entries: list[Entry] = []
     for number in range(1, rounds + 1):
         with place.bucket(f"{kind.name}-{number}") as bucket:
-            each = Round(place, number, bucket, rows)
-            try:
-                for name in steps(measured(kind, groups), number):
-                    entry = each.run(name)
-                    print(f"{kind.name} {number}: {name:<18} {entry.seconds:7.2f} s", file=sys.stderr, flush=True)
-                    entries.append(entry)
-            finally:
-                each.close()
+            entries += one_round(place, bucket, number, rows, measured(kind, groups))
     return entries
 
 

@@ -20,7 +20,8 @@ def list_backups(style: Style, path: str | None, database: str | None, as_json: 
         for name in [database] if database else catalog.databases():
             view = View(catalog, name)
             if view.doubt is not None:
-                console.say(style, f"a summary is not believed: {view.doubt.message}", "warning")
+                text = f"a summary is not believed, so manifests are read instead: {view.doubt.message}"
+                console.say(style, f"{text}. The next `backupd prune {name}` writes it anew.", "warning")
             for ref, found in view.backups.items():
                 if isinstance(found, Headline):
                     rows.append(views.listed(ref, found, _believed(style, view.verdicts.get(ref.id))))

@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 from backupd.postgres import archive, indexes
 from backupd.postgres.server import ThrowawayServer
 from tests.postgres import NewDatabase, client_for, drop_database, run
-from tests.site import Site, local_site
+from tests.site import local_site
 
 ROLE = f"app_{os.getpid()}"
 
@@ -26,11 +26,12 @@ def copy(pg15: ThrowawayServer) -> Iterator[str]:
     drop_database(pg15, name)
 
 
-def apart(tmp_path: Path, dsn: str) -> Site:
-    """A site in which every table has a stream of its own."""
+def there_and_back(tmp_path: Path, dsn: str, copy: str, *options: str) -> None:
+    """Back a database up, every table in a stream of its own, and restore it."""
     site = local_site(tmp_path / "site", {"shop": dsn})
     site.set("large_table_size", '"0"', table="defaults")
-    return site
+    site.run("backup")
+    site.run("restore", "shop", "--at", "latest", "--into", copy, "--yes", *options)
 
 
 def fetch(dsn: str, query: str) -> list[tuple[object, ...]]:
@@ -55,9 +56,7 @@ def test_rows_come_frozen(pg15: ThrowawayServer, new_database: NewDatabase, tmp_
         "insert into parent select i, md5(i::text) from generate_series(1, 2000) i",
         "create index on plain (i)",
     )
-    site = apart(tmp_path, dsn)
-    site.run("backup")
-    site.run("restore", "shop", "--at", "latest", "--into", copy, "--yes")
+    there_and_back(tmp_path, dsn, copy)
     visible = "select relname, relallvisible > 0 and relallvisible = relpages from pg_class where relname = any"
     found = fetch(pg15.dsn(copy), f"{visible} ('{{plain,child}}') order by 1")
     assert found == [("child", True), ("plain", True)]
@@ -75,9 +74,7 @@ def test_rows_that_may_come_into_any_partition_stay(
         *(f"create table moods{n} partition of moods for values with (modulus 3, remainder {n})" for n in range(3)),
         "insert into moods select (enum_range(null::mood))[1 + i % 5], i from generate_series(1, 3000) i",
     )
-    site = apart(tmp_path, dsn)
-    site.run("backup")
-    site.run("restore", "shop", "--at", "latest", "--into", copy, "--yes")
+    there_and_back(tmp_path, dsn, copy)
     rows = "select m::text, count(*), sum(i) from moods group by 1 order by 1"
     assert fetch(pg15.dsn(copy), rows) == fetch(dsn, rows)
 
@@ -98,9 +95,7 @@ def test_an_index_that_reads_another_table_waits_for_it(
         "create index by_rate on large (rate(k))",
         "create index by_number on large (i)",
     )
-    site = apart(tmp_path, dsn)
-    site.run("backup")
-    site.run("restore", "shop", "--at", "latest", "--into", copy, "--yes", "--jobs", "1")
+    there_and_back(tmp_path, dsn, copy, "--jobs", "1")
     query = "select indexname from pg_indexes where tablename in ('large', 'rates') order by 1"
     assert fetch(pg15.dsn(copy), query) == fetch(dsn, query)
 
@@ -140,10 +135,8 @@ def test_an_owner_who_may_not_truncate(
             f"create table t as select generate_series(1, 2000) i; alter table t owner to {ROLE}",
             f"revoke truncate on t from {ROLE}",
         )
-        site = apart(tmp_path, dsn)
-        site.run("backup")
         target = make_conninfo(pg15.dsn(), user=ROLE, password="secret")
-        site.run("restore", "shop", "--at", "latest", "--target", target, "--into", copy, "--yes", "--skip-privileged")
+        there_and_back(tmp_path, dsn, copy, "--target", target, "--skip-privileged")
         assert fetch(pg15.dsn(copy), "select count(*) from t") == [(2000,)]
     finally:
         drop_database(pg15, copy)

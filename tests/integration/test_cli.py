@@ -236,7 +236,15 @@ def test_log_lines_as_json(shop: Site) -> None:
     assert failure["hint"]
 
 
-@pytest.mark.parametrize("command", [["list"], ["--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(["list"], id="list"),
+        pytest.param(["--help"], id="--help"),
+        pytest.param(["list", "--json"], id="list --json", marks=pytest.mark.large),
+        pytest.param(["show", "shop"], id="show shop", marks=pytest.mark.large),
+    ],
+)
 def test_reader_that_hangs_up(shop: Site, command: list[str]) -> None:
     """`backupd list | head -0`: no complaint, and no exit code that looks like a failure of ours."""
     shop.run("backup", "shop")

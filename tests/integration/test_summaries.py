@@ -118,6 +118,16 @@ def test_what_was_pruned_is_gone_from_it(filled: Filled) -> None:
     assert {key.split("/")[2] for key in document["proofs"]} <= there
 
 
+def test_where_little_is_left_it_goes(key: minisign.SecretKey) -> None:
+    filled = Filled(MemoryStorage(lambda: NOW), key)
+    for n in range(BACKUPS):
+        filled.backup(NOW - n * HOUR)
+    pruned(filled)
+    assert PLACE in filled.names()
+    pruned(filled, keep=2)
+    assert PLACE not in filled.names()
+
+
 def test_a_manifest_that_is_another_now_is_read(filled: Filled) -> None:
     """Of the same size, at another time; and at the same time, of another size."""
     refs = filled.catalog.backups("shop")
