@@ -16,6 +16,9 @@ from backupd.postgres.session import explained
 from backupd.postgres.snapshot import Source
 from backupd.postgres.tools import Installation
 
+# Both are the schema's, and stand in its archive; each data stream's program would read whole catalogs of them.
+_NO_NOTES = ("--no-comments", "--no-security-labels")
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -58,12 +61,16 @@ class Dumper:
     def only(self, tables: Sequence[SourceTable]) -> Command:
         """The rows of these tables."""
         chosen = [f"--table={pattern(t.schema, t.name)}" for t in tables]
-        return self._command("--section=data", "--strict-names", *chosen)
+        return self._command("--section=data", "--strict-names", *_NO_NOTES, *chosen)
 
     def all_but(self, tables: Sequence[SourceTable], *, alone: threading.Lock) -> Command:
         """The rows of all other tables, the sequences and the large objects."""
         excluded = [f"--exclude-table-data={pattern(t.schema, t.name)}" for t in tables]
-        return self._command("--section=data", *excluded, alone=alone)
+        with explained("the large objects could not be read"):
+            row = self._source.connection.execute("select exists (select from pg_largeobject_metadata)").fetchone()
+        # From 17 on, pg_dump takes a large object's comment for data.
+        notes = () if row and row[0] else _NO_NOTES
+        return self._command("--section=data", *notes, *excluded, alone=alone)
 
     def globals(self) -> Command:
         """Roles, their settings and memberships; their passwords' hashes where the user may read them."""

@@ -8,7 +8,7 @@ what was changed of an extension's own objects other than grants and policies.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 
 from backupd.postgres import objects_code, objects_others, objects_relations, objects_types
-from backupd.postgres.objects_sql import Query
+from backupd.postgres.objects_sql import FIRST_USER_OID, Query
 
 _BATCH = 500  # views whose definitions are asked for at once: each locks what it reads until its savepoint ends
 # What else the server's texts of defaults and definitions depend on, and ALTER DATABASE … SET may have changed.
@@ -59,10 +59,10 @@ def read(connection: psycopg.Connection) -> Inventory:
     superuser = connection.info.parameter_status("is_superuser") == "on"
     if not superuser:
         queries["subscription"] = objects_others.SUBSCRIPTION_NAMES
-    objects: dict[str, Mapping[str, Facts]] = {}
-    for kind, query in queries.items():
-        found = dict(_rows(connection, query))
-        objects[kind] = {identity: found[identity] for identity in sorted(found)}
+    found = _found(connection, queries)
+    objects: dict[str, Mapping[str, Facts]] = {
+        kind: {identity: found[kind][identity] for identity in sorted(found[kind])} for kind in queries
+    }
     unread = {}
     if objects["subscription"] and not superuser:
         objects["subscription"] = {}
@@ -95,14 +95,36 @@ def settle(cursor: psycopg.Cursor[Any]) -> None:
     )
 
 
-def _rows(connection: psycopg.Connection, query: Query) -> Iterator[tuple[str, Facts]]:
+def _found(connection: psycopg.Connection, queries: Mapping[str, Query]) -> dict[str, dict[str, Facts]]:
+    """What each query finds, by identity. Most of the time for a small database goes into planning them, so none is
+    asked in vain."""
+    found: dict[str, dict[str, Facts]] = {kind: {} for kind in queries}
+    with connection.transaction(force_rollback=True), connection.cursor() as cursor:
+        settle(cursor)
+        added_to = _added_to(cursor, sorted({query.catalog for query in queries.values() if query.catalog}))
+        asked = {kind: query for kind, query in queries.items() if not query.catalog or query.catalog in added_to}
+        for kind, query in asked.items():
+            if not query.batches:
+                found[kind] = dict(cursor.execute(query.sql.encode()))
+    for kind, query in asked.items():
+        if query.batches:
+            found[kind] = dict(_in_batches(connection, query))
+    return found
+
+
+def _added_to(cursor: psycopg.Cursor[Any], catalogs: Sequence[str]) -> set[str]:
+    """Those that hold more than initdb put there, which got all numbers below FIRST_USER_OID (transam.h, varsup.c)."""
+    added = ", ".join(f"exists (select from {name} where oid >= {FIRST_USER_OID})" for name in catalogs)
+    answer = cursor.execute(f"select {added}".encode()).fetchone()
+    assert answer is not None
+    return {name for name, is_added_to in zip(catalogs, answer, strict=True) if is_added_to}
+
+
+def _in_batches(connection: psycopg.Connection, query: Query) -> Iterator[tuple[str, Facts]]:
     """What a query finds, each batch in a savepoint that is given up and with it what it has locked."""
-    arguments: list[list[Any] | None] = [None]
-    if query.batches:
-        with connection.transaction(force_rollback=True):
-            oids = [row[0] for row in connection.execute(query.batches.encode())]
-        arguments = [[oids[start : start + _BATCH]] for start in range(0, len(oids), _BATCH)]
-    for argument in arguments:
+    with connection.transaction(force_rollback=True):
+        oids = [row[0] for row in connection.execute(query.batches.encode())]
+    for start in range(0, len(oids), _BATCH):
         with connection.transaction(force_rollback=True), connection.cursor() as cursor:
             settle(cursor)
-            yield from cursor.execute(query.sql.encode(), argument)
+            yield from cursor.execute(query.sql.encode(), [oids[start : start + _BATCH]])

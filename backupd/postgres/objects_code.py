@@ -23,16 +23,16 @@ from backupd.postgres.objects_sql import (
 def queries(server: int) -> dict[str, Query]:
     """By kind, for a server of this major."""
     return {
-        "function": Query(_functions(server), batches=_FUNCTION_OIDS),
-        "aggregate": Query(_AGGREGATES),
-        "conversion": Query(_CONVERSIONS),
-        "collation": Query(_collations(server)),
-        "text search configuration": Query(_CONFIGURATIONS),
-        "text search dictionary": Query(_DICTIONARIES),
-        "text search parser": Query(_PARSERS),
-        "text search template": Query(_TEMPLATES),
-        "language": Query(_LANGUAGES),
-        "access method": Query(_METHODS),
+        "function": Query(_functions(server), batches=_FUNCTION_OIDS, catalog="pg_proc"),
+        "aggregate": Query(_AGGREGATES, catalog="pg_proc"),
+        "conversion": Query(_CONVERSIONS, catalog="pg_conversion"),
+        "collation": Query(_collations(server), catalog="pg_collation"),
+        "text search configuration": Query(_CONFIGURATIONS, catalog="pg_ts_config"),
+        "text search dictionary": Query(_DICTIONARIES, catalog="pg_ts_dict"),
+        "text search parser": Query(_PARSERS, catalog="pg_ts_parser"),
+        "text search template": Query(_TEMPLATES, catalog="pg_ts_template"),
+        "language": Query(_LANGUAGES, catalog="pg_language"),
+        "access method": Query(_METHODS, catalog="pg_am"),
     }
 
 

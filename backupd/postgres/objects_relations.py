@@ -34,14 +34,14 @@ def queries(server: int) -> dict[str, Query]:
         "table": Query(_TABLES),
         "column": Query(_columns(server)),
         "index": Query(_INDEXES),
-        "constraint": Query(_CONSTRAINTS),
-        "trigger": Query(_TRIGGERS),
-        "rule": Query(_RULES, batches=_RULE_OIDS),
-        "policy": Query(_POLICIES),
-        "view": Query(_VIEWS, batches=_oids("v")),
-        "materialized view": Query(_MATERIALIZED_VIEWS, batches=_oids("m")),
+        "constraint": Query(_CONSTRAINTS, catalog="pg_constraint"),
+        "trigger": Query(_TRIGGERS, catalog="pg_trigger"),
+        "rule": Query(_RULES, batches=_RULE_OIDS, catalog="pg_rewrite"),
+        "policy": Query(_POLICIES, catalog="pg_policy"),
+        "view": Query(_VIEWS, batches=_oids("v"), catalog="pg_rewrite"),
+        "materialized view": Query(_MATERIALIZED_VIEWS, batches=_oids("m"), catalog="pg_rewrite"),
         "sequence": Query(_SEQUENCES),
-        "statistics": Query(_STATISTICS),
+        "statistics": Query(_STATISTICS, catalog="pg_statistic_ext"),
     }
 
 

@@ -15,6 +15,7 @@ class Query:
 
     sql: str
     batches: str = ""  # lists oids that `sql` takes as %s, some at a time: what it calls holds locks on other relations
+    catalog: str = ""  # where nobody added to this one since initdb, `sql` finds nothing and is not asked
 
 
 def quoted(schema: str, name: str) -> str:

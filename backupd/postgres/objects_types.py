@@ -29,11 +29,11 @@ def queries(server: int) -> dict[str, Query]:
     return {
         "type": Query(_types(server)),
         "attribute": Query(_ATTRIBUTES),
-        "operator": Query(_OPERATORS),
-        "operator class": Query(_CLASSES),
-        "operator family": Query(_FAMILIES),
-        "cast": Query(_CASTS),
-        "transform": Query(_TRANSFORMS),
+        "operator": Query(_OPERATORS, catalog="pg_operator"),
+        "operator class": Query(_CLASSES, catalog="pg_opclass"),
+        "operator family": Query(_FAMILIES, catalog="pg_opfamily"),
+        "cast": Query(_CASTS, catalog="pg_cast"),
+        "transform": Query(_TRANSFORMS, catalog="pg_transform"),
     }
 
 
