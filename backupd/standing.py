@@ -138,7 +138,7 @@ def _expected(
     for."""
     if schedule is None or last is None:
         return None
-    slot, next_slot = _slots_after(schedule, database.timezone, last + SLACK)
+    slot, next_slot = _remembered(database.name).slots_after(schedule, database.timezone, last + SLACK)
     if slot is None:
         return None
     share = timedelta() if next_slot is None else min((next_slot - slot) / 6, _MOST)
@@ -155,28 +155,39 @@ def _usual_wait(database: Database, holdings: Holdings) -> timedelta:
     newest: list[Headline] = sorted(holdings.headlines.values(), key=lambda each: each.taken_at)[-_USUAL:]
     if not newest:
         return timedelta()
-    slot, following = _slots_after(schedule, database.timezone, newest[-1].taken_at)
+    asked = _remembered(database.name)
+    slot, following = asked.slots_after(schedule, database.timezone, newest[-1].taken_at)
     most = timedelta() if slot is None or following is None else (following - slot) / 4
-    return min(most, median_low(_wait(schedule, database.timezone, each.taken_at) for each in newest))
+    return min(most, median_low(asked.wait(schedule, database.timezone, each.taken_at) for each in newest))
 
 
-# Asked for the same moments at every look.
-
-
-@lru_cache(20_000)
 def _wait(schedule: Schedule, zone: ZoneInfo, moment: datetime) -> timedelta:
     """Since the latest slot."""
     slot = schedules.latest(schedule, zone, moment + SLACK)
     return timedelta() if slot is None else max(timedelta(), moment - slot)
 
 
-@lru_cache(20_000)
 def _slots_after(
     schedule: Schedule, zone: ZoneInfo, moment: datetime
 ) -> tuple[datetime, datetime | None] | tuple[None, None]:
     """The next one, and the one after it."""
     slot = schedules.after(schedule, zone, moment)
     return (None, None) if slot is None else (slot, schedules.after(schedule, zone, slot))
+
+
+class _Remembered:
+    """Answers about the slots of one database: every look asks for nearly the same ones, and cronsim takes milliseconds
+    for them. As many as two looks need, however long the daemon runs."""
+
+    def __init__(self) -> None:
+        self.wait = lru_cache(2 * _USUAL)(_wait)
+        self.slots_after = lru_cache(8)(_slots_after)
+
+
+@lru_cache(10_000)
+def _remembered(_: str) -> _Remembered:
+    """By the database's name."""
+    return _Remembered()
 
 
 def pause(holdings: Holdings) -> str | None:

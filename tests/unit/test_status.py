@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -217,3 +219,28 @@ def test_all_of_it_is_json() -> None:
     assert document["backups"][0]["taken_at"] == "2026-11-22T12:00:00Z"
     assert document["backups"][1]["proof"] == "passed"
     assert "host=x" not in json.dumps(document)
+
+
+def test_looks_remember_no_more_however_many_backups_come_and_go() -> None:
+    """A daemon looks for years: what it asked of a schedule for backups that are long gone must not stay."""
+    settings = {"shop": database("*/5 * * * *")}
+
+    def look(number: int) -> None:
+        at = TODAY + number * 5 * MINUTE
+        standing.all_of(settings, {"shop": held(*(at + n * MINUTE for n in range(4)))}, timedelta())
+
+    def kept(looks: range) -> int:
+        """Bytes: of what backupd made, as other threads of the tests have their own."""
+        for number in looks:
+            look(number)
+        gc.collect()
+        ours = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*/backupd/*")])
+        return sum(trace.size for trace in ours.traces)
+
+    tracemalloc.start()
+    try:
+        before = kept(range(50))
+        grown = kept(range(50, 1050)) - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 1000 * 100  # each look would leave 300
