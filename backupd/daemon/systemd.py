@@ -8,6 +8,10 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
+# Seconds to wait for room in the socket, which takes some ten messages by the kernel's default: a supervisor that reads
+# none must not hang us. One that never hears READY ends us, so that may take longer.
+_PATIENCE, _PATIENCE_FOR_READY = 0.5, 10.0
+
 
 class Systemd:
     """Reads $NOTIFY_SOCKET and $WATCHDOG_USEC."""
@@ -25,6 +29,7 @@ class Systemd:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sending:
+            sending.settimeout(_PATIENCE_FOR_READY if "READY=1" in lines else _PATIENCE)
             sending.sendto("\n".join(lines).encode(), address)
 
     def reloading(self) -> None:

@@ -8,9 +8,11 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGHUP
+from threading import Thread
 
 import psycopg
 import pytest
@@ -18,7 +20,7 @@ import pytest
 from backupd.postgres.server import FAST, ThrowawayServer
 from backupd.postgres.tools import choose_server, find_installations
 from tests.confined import PROJECT
-from tests.daemon import daemon
+from tests.daemon import daemon, until
 from tests.site import Site
 
 NOBODY = 65534
@@ -117,16 +119,33 @@ def fits(python: str) -> bool:
     return asked.stdout == "True\n"
 
 
+@contextmanager
+def heard(notified: socket.socket) -> Iterator[Sequence[bytes]]:
+    """All that systemd is told, as it comes: its socket holds ten messages, and whoever reads none is waited for."""
+    words: list[bytes] = []
+
+    def listen() -> None:
+        while word := notified.recv(4096):
+            words.append(word)
+
+    listening = Thread(target=listen)
+    listening.start()
+    try:
+        yield words
+    finally:
+        notified.shutdown(socket.SHUT_RDWR)
+        listening.join()
+
+
 def lives(site: Confined) -> None:
     """It backs up, proves, reloads and ends; and `check` finds nothing wrong."""
     site.run("check")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(site.folder / "notify"))
         (site.folder / "notify").chmod(0o666)
-        notified.settimeout(60)
         site.environ["NOTIFY_SOCKET"] = str(site.folder / "notify")
-        with daemon(site) as running:
-            assert b"READY=1" in notified.recv(4096)
+        with daemon(site) as running, heard(notified) as words:
+            assert until(lambda: any(b"READY=1" in each for each in words), 60)
             running.wait(database="shop", job="backup", status="done")
             running.wait(database="shop", job="verify", status="done")
             running.signal(SIGHUP)
