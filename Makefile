@@ -19,7 +19,7 @@ export PIP_REQUIRE_VIRTUALENV := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format unit test-large mutate bench bench-network bench-scale bench-memory bench-verify bench-daemon bench-page screenshots programs clean
+.PHONY: help demo test lint format unit test-large mutate bench bench-rivals bench-network bench-scale bench-memory bench-verify bench-daemon bench-page screenshots programs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,10 +49,12 @@ test-large: $(VENV)/.ready-test programs ## the tests that need gigabytes or man
 mutate: $(VENV)/.ready-test programs ## change restored copies in a hundred ways: verify must notice each
 	@$(BIN)/python -m tests.mutations
 
-bench: $(VENV)/.ready-bench programs ## measure against the shell pipeline, pg_dump, pg_restore and restic: an hour
-	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench
+bench: bench-rivals bench-scale bench-network ## measure all that has a target: two to three hours
 
-bench-network: $(VENV)/.ready-test programs ## measure over a line of 200 Mbit/s and 50 ms
+bench-rivals: $(VENV)/.ready-bench programs ## measure against the shell pipeline, pg_dump, pg_restore and restic
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench.run
+
+bench-network: $(VENV)/.ready-test programs ## measure over lines of 200 and 100 Mbit/s and 50 ms
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" $(BIN)/python -m bench.network
 
 bench-scale: $(VENV)/.ready-test programs ## measure from 0.1 to 20 GB, and with 100 to 10,000 backups: an hour

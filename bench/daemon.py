@@ -13,7 +13,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,20 +26,38 @@ from backupd.manifest import id_second
 from backupd.postgres.server import FAST, ThrowawayServer
 from backupd.postgres.tools import choose_server, find_installations
 from bench import report
-from tests.site import Site, local_site
+from tests.site import local_site
 
 _HERE = Path(__file__).parent
 _JITTER = 30  # seconds over which the jobs of one slot are spread
+_MINUTE = timedelta(minutes=1)
+_TOLD = 3  # minutes to a row
+_KEPT = 10  # minutes; from then on as many backups go as come, and memory has no reason to grow
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """How things were when a minute of the clock began."""
+
+    at: datetime
+    memory: int  # bytes of the daemon's lasting processes
+    ticks: Sequence[int]  # of the machine's processors (proc_stat(5))
 
 
 @dataclass
 class Watched:
     """What was seen of the daemon while it ran."""
 
-    memory: list[tuple[int, int]] = field(default_factory=list)  # seconds since the start; bytes of lasting processes
+    minutes: list[Minute] = field(default_factory=list)
     most_jobs: int = 0
+    stored: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # IDs of all that were listed, ever
 
-    def look(self, root: int, began: float) -> None:
+    def list(self, repository: Path) -> None:
+        """Note the backups that are there, before a prune takes them."""
+        for folder in repository.glob("*/manifests"):
+            self.stored[folder.parent.name] |= {entry.name.partition(".")[0] for entry in os.scandir(folder)}
+
+    def look(self, root: int, repository: Path) -> None:
         children: dict[int, list[int]] = {}
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
@@ -47,27 +66,35 @@ class Watched:
         lasting = [root, *children.get(root, [])]  # the daemon, and what forks its jobs
         jobs = [child for one in children.get(root, []) for child in children.get(one, [])]
         self.most_jobs = max(self.most_jobs, len(jobs))
-        total = 0
-        for pid in lasting:
-            with suppress(OSError):
-                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-                total += next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:"))
-        self.memory.append((round(time.monotonic() - began), total))
+        minute = datetime.now(UTC).replace(second=0, microsecond=0)
+        if not self.minutes or self.minutes[-1].at != minute:
+            ticks = Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+            self.minutes.append(Minute(minute, sum(map(_memory, lasting)), [int(number) for number in ticks]))
+            self.list(repository)
 
 
+def _memory(pid: int) -> int:
+    """Bytes that a process has of its own, shared with its jobs or not: what was not read from files."""
+    with suppress(OSError):
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        return next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Anonymous:"))
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
-    """A time, and what became of the machine's processors in it (proc_stat(5))."""
+    """From the beginning of one minute to that of another."""
 
-    def __init__(self) -> None:
-        self.begins = self.ends = datetime.now(UTC)
-        self._before = self._after = _ticks()
-
-    def close(self) -> None:
-        self.ends, self._after = datetime.now(UTC), _ticks()
+    first: Minute
+    last: Minute
 
     def _share(self, *which: int) -> float:
-        gone = [after - before for before, after in zip(self._before, self._after, strict=True)]
+        gone = [after - before for before, after in zip(self.first.ticks, self.last.ticks, strict=True)]
         return sum(gone[i] for i in which) / max(1, sum(gone))
+
+    @property
+    def slots(self) -> Sequence[datetime]:
+        return [self.first.at + timedelta(minutes=n) for n in range((self.last.at - self.first.at) // _MINUTE)]
 
     @property
     def busy(self) -> float:
@@ -78,25 +105,25 @@ class Span:
         return self._share(7)
 
 
-def _ticks() -> list[int]:
-    return [int(number) for number in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+@dataclass(frozen=True, slots=True)
+class Lateness:
+    """What became of the slots of a time."""
 
+    late: Sequence[float]  # seconds from each slot to its backup's snapshot
+    missed: Counter[datetime]  # by slot, how many databases have no backup of it
+    doubled: int
 
-def lateness(site: Site, begins: datetime, ends: datetime) -> tuple[list[float], int, int]:
-    """Seconds from each slot to its backup's snapshot; how many slots have none, and how many have more than one."""
-    late: list[float] = []
-    missed = doubled = 0
-    first = begins.replace(second=0, microsecond=0) + timedelta(minutes=1)
-    slots = [first + timedelta(minutes=n) for n in range(int((ends - first) / timedelta(minutes=1)))]
-    for folder in (site.folder / "repository").iterdir():
-        if not (folder / "manifests").is_dir():
-            continue
-        taken = [id_second(path.stem) for path in (folder / "manifests").iterdir()]
-        per = Counter(moment.replace(second=0) for moment in taken if moment is not None)
-        late += [(m - m.replace(second=0)).total_seconds() for m in taken if m is not None and first <= m < ends]
-        missed += sum(per[slot] == 0 for slot in slots)
-        doubled += sum(per[slot] > 1 for slot in slots)
-    return late, missed, doubled
+    @staticmethod
+    def of(stored: Mapping[str, set[str]], span: Span) -> Lateness:
+        late: list[float] = []
+        missed, doubled, slots = Counter[datetime](), 0, set(span.slots)
+        for backups in stored.values():
+            taken = [moment for backup in backups if (moment := id_second(backup)) is not None]
+            per = Counter(slot for moment in taken if (slot := moment.replace(second=0)) in slots)
+            late += [moment.second for moment in taken if moment.replace(second=0) in slots]
+            missed.update(slot for slot in slots if not per[slot])
+            doubled += sum(number > 1 for number in per.values())
+        return Lateness(late, missed, doubled)
 
 
 def main() -> int:
@@ -126,12 +153,12 @@ def measure(given: argparse.Namespace, folder: Path, server: ThrowawayServer) ->
             connection.execute("insert into t select g, md5(g::text) from generate_series(1, 1000) g")
     site = local_site(folder / "site", dsns)
     site.set("schedule", '"@every 1m"', table="defaults")
-    site.set("retention", '{ keep_within = "2h" }', table="defaults")
+    site.set("retention", f'{{ keep_within = "{_KEPT}m" }}', table="defaults")
     site.set("jobs", str(given.jobs), table="daemon")
     site.set("jitter", f'"{_JITTER}s"', table="daemon")
     print(f"{given.databases} databases of PostgreSQL {server.version[0]}, {given.jobs} jobs, {os.cpu_count()} cores")
     watched = Watched()
-    began, span = time.monotonic(), Span()
+    began, repository = time.monotonic(), site.folder / "repository"
     with (folder / "log").open("w") as log:
         daemon = subprocess.Popen(
             site.command("run"), env=site.environ, cwd=site.folder, stderr=log, stdin=subprocess.DEVNULL
@@ -139,56 +166,72 @@ def measure(given: argparse.Namespace, folder: Path, server: ThrowawayServer) ->
         try:
             while time.monotonic() - began < given.minutes * 60 and daemon.poll() is None:
                 time.sleep(1)
-                watched.look(daemon.pid, began)
-            span.close()
+                watched.look(daemon.pid, repository)
         finally:
             daemon.send_signal(signal.SIGTERM)
             code = daemon.wait(120)
-    text = told(given, server, site, watched, span, code, (folder / "log").read_text())
+            watched.list(repository)
+    text = told(given, server, watched, code, (folder / "log").read_text())
     print(text)
     if not given.no_write:
         report.insert(_HERE / "README.md", "bench-daemon", text)
     return code
 
 
-def told(
-    given: argparse.Namespace, server: ThrowawayServer, site: Site, watched: Watched, span: Span, code: int, log: str
-) -> str:
+def told(given: argparse.Namespace, server: ThrowawayServer, watched: Watched, code: int, log: str) -> str:
     """What was seen, as Markdown."""
-    # The first minute is for what was never backed up: all databases at once.
-    late, missed, doubled = lateness(site, span.begins + timedelta(minutes=1), span.ends)
-    hundredths = statistics.quantiles(late, n=100)
+    # The first two minutes are for what was never backed up: all databases at once.
+    span = Span(watched.minutes[2], watched.minutes[-1])
+    found = Lateness.of(watched.stored, span)
+    hundredths = statistics.quantiles(found.late, n=100)
     troubles = [
         line for line in log.splitlines() if '"level": "info"' not in line and "a new one was begun" not in line
     ]
     rows = [
         ("exit code", str(code)),
-        ("backups in whole minutes", str(len(late))),
-        ("slots without a backup", str(missed)),
-        ("slots with more than one", str(doubled)),
-        ("from the slot to its snapshot, median", f"{statistics.median(late):.0f} s"),
+        ("backups in whole minutes", str(len(found.late))),
+        ("slots without a backup", f"{found.missed.total()} of {len(span.slots) * given.databases}"),
+        ("slots with more than one", str(found.doubled)),
+        ("from the slot to its snapshot, median", f"{statistics.median(found.late):.0f} s"),
         ("99 of 100 within", f"{hundredths[98]:.0f} s"),
-        ("the latest", f"{max(late):.0f} s"),
+        ("the latest", f"{max(found.late):.0f} s"),
         ("most jobs at once", str(watched.most_jobs)),
         ("warnings and errors in the log", str(len(troubles))),
         ("CPU of the machine, used by all", f"{span.busy:.0%}"),
         ("CPU that its host kept from it", f"{span.stolen:.0%}"),
     ]
-    every = max(1, len(watched.memory) // 10)
-    memory = [
-        (f"{seconds / 60:.0f}", f"{size / (1 << 20):.0f}") for seconds, size in watched.memory[every // 2 :: every]
+    spans = [Span(first, last) for first, last in zip(watched.minutes[2:], watched.minutes[2 + _TOLD :], strict=False)]
+    minutes = [
+        (
+            f"{_number(watched, each.first)} to {_number(watched, each.last)}",
+            f"{each.last.memory / (1 << 20):.0f}",
+            f"{each.busy:.0%}",
+            f"{each.stolen:.0%}",
+            str(sum(found.missed[slot] for slot in each.slots)),
+        )
+        for each in spans[::_TOLD]
     ]
     for line in troubles[:5]:
         print(line[:300])
-    how = f"{given.databases} databases, `@every 1m` with {_JITTER} s of jitter, {given.jobs} jobs at a time"
+    how = (
+        f"{given.databases} databases, `@every 1m` with {_JITTER} s of jitter, each backup kept for {_KEPT} minutes,"
+        f" {given.jobs} jobs at a time"
+    )
     return "\n\n".join(
         [
-            f"{span.begins:%Y-%m-%d}: {how}, {given.minutes:g} minutes.",
+            f"{span.first.at:%Y-%m-%d}: {how}, {given.minutes:g} minutes.",
             report.table(("what", "seen"), rows),
-            report.table(("minute", "memory of the daemon, MiB"), memory),
+            report.table(
+                ("minutes", "memory of the daemon then, MiB", "CPU used", "kept by the host", "slots without"), minutes
+            ),
             f"Made with: {os.cpu_count()} cores; PostgreSQL {server.version[0]}; a folder as the storage.",
         ]
     )
+
+
+def _number(watched: Watched, minute: Minute) -> int:
+    """Of the minutes since the daemon's start."""
+    return (minute.at - watched.minutes[0].at) // _MINUTE
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import contents, plot, report
+from bench import contents, plot, report, targets
 from bench.contenders import GROUPS, PROGRAMS, Entry, one_round
 from bench.kinds import KINDS, Kind
-from bench.work import costs
+from bench.work import costs, levels
 from bench.world import SOURCE, World, machine, missing, world
 
 _HERE = Path(__file__).parent
@@ -50,7 +50,7 @@ def measure_kind(given: argparse.Namespace, kind: Kind) -> dict[str, Any]:
         kind.build(place.programs, place.create(SOURCE), scale)
         size = contents.size(place.source)
         entries = measure_all(place, kind, rounds, given.only)
-        work = costs(place.archive)
+        work, compression = costs(place.archive), levels(place.archive)
         raw = place.archive.stat().st_size
     return {
         "machine": found,
@@ -59,6 +59,7 @@ def measure_kind(given: argparse.Namespace, kind: Kind) -> dict[str, Any]:
         "database_bytes": size,
         "raw_bytes": raw,
         "work": work,
+        "levels": compression,
         "entries": [asdict(entry) for entry in entries],
     }
 
@@ -88,6 +89,7 @@ def main() -> int:
             file.write_text(json.dumps(results, indent=1) + "\n")
             report.insert(_HERE / "README.md", "bench", report.benchmark(results))
             plot.draw(results, _HERE / "results.svg")
+            targets.judge()
     print(report.benchmark(results))
     return 0
 

@@ -1,7 +1,0 @@
-"""`python -m bench` is `python -m bench.run`."""
-
-import sys
-
-from bench.run import main
-
-sys.exit(main())
