@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 _TICK = os.sysconf("SC_CLK_TCK")
 _EVERY = 0.05  # seconds between samples
@@ -52,10 +53,10 @@ def run(
 ) -> Measured:
     """Run programs as a shell's pipeline would, in one process group; all of them must exit with 0.
 
-    stdout of the last goes to `output`, or is kept. After `timeout` seconds the whole group is killed.
+    stdout of the last goes to `output`, or is kept, in memory as all that goes to stderr is: logs are no part of
+    `written`. After `timeout` seconds the whole group is killed.
     """
-    kept, log = folder / "stdout", folder / "stderr"
-    with (output or kept).open("wb") as out, log.open("wb") as errors:
+    with output.open("wb") if output else _caught("stdout") as out, _caught("stderr") as errors:
         started, began = time.time(), time.perf_counter()
         programs = _start(commands, folder, env, out.fileno(), errors.fileno())
         group = programs[0].pid
@@ -72,7 +73,8 @@ def run(
             killer.cancel()  # before anything is reaped: until then the group's number is ours
             written, read_chars, written_chars = (_io(group, name) for name in ("write_bytes", "rchar", "wchar"))
             usages = [_reap(program) for program in programs]
-    text = log.read_text(errors="replace")
+        text = _text(errors)
+        kept = "" if output else _text(out)
     codes = [program.returncode for program in programs]
     if any(codes):
         late = " (killed: it took too long)" if seconds >= timeout else ""
@@ -86,7 +88,7 @@ def run(
         written=written,
         read_chars=read_chars,
         written_chars=written_chars,
-        out="" if output else kept.read_text(errors="replace"),
+        out=kept,
         log=text,
     )
 
@@ -143,6 +145,16 @@ def _start(
         if len(programs) > 1 and (pipe := programs[-2].stdout):
             pipe.close()  # ours; or the writer would never learn that its reader is gone
     return programs
+
+
+def _caught(name: str) -> IO[bytes]:
+    """A file that is on no disk."""
+    return os.fdopen(os.memfd_create(name), "r+b")
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def _wait(programs: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -34,7 +34,7 @@ class Files:
     """
 
     temporary: Path
-    ignored: Sequence[Path]  # folders: of the servers, and where the benchmark catches output
+    ignored: Sequence[Path]  # folders of the servers
     disk: dict[str, int] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)  # memfd: no file on any disk
     everyone: dict[str, int] = field(default_factory=dict)  # new in /tmp, by whatever process of this machine
@@ -80,8 +80,7 @@ class Entry:
 
 
 def watched(place: World, site: Site, name: str, jobs: int, *arguments: str) -> tuple[Entry, Measured]:
-    ignored = [place.server.data_dir, place.folder / "s3", place.folder / "stdout", place.folder / "stderr"]
-    files = Files(place.temporary, [*ignored, place.folder / "pycache"])
+    files = Files(place.temporary, [place.server.data_dir, place.folder / "s3", place.folder / "pycache"])
     run = place.backupd(site, *arguments, "--jobs", str(jobs), "--json", probe=files.look).run
     numbers = (run.seconds, run.peak, run.peak_bound, run.written)
     print(f"{name}, {jobs} jobs: {run.seconds:.1f} s, {run.peak >> 20} MiB", file=sys.stderr, flush=True)

@@ -104,14 +104,16 @@ class World:
         return self._measure([command], env, None, probe)
 
     def warm_up(self) -> None:
-        """Back up an empty database and restore it, so that backupd's modules are compiled before it is timed."""
-        self.create("empty")
+        """Back up a tiny database and restore it, so that backupd's modules are compiled before it is measured."""
+        with psycopg.connect(self.create("tiny")) as connection:
+            connection.execute("create table filled as select i from generate_series(1, 100) i")
+            connection.execute("create index on filled (i)")
         with self.bucket("warm-up") as bucket:
-            site = s3_site(self.folder / "warm-up", self.s3, bucket, {"empty": self.server.dsn("empty")})
-            self.backupd(site, "backup", "empty")
-            self.backupd(site, "restore", "empty", "--at", "latest", "--into", "empty_again", "--yes")
-        self.drop("empty_again")
-        self.drop("empty")
+            site = s3_site(self.folder / "warm-up", self.s3, bucket, {"tiny": self.server.dsn("tiny")})
+            self.backupd(site, "backup", "tiny")
+            self.backupd(site, "restore", "tiny", "--at", "latest", "--into", "tiny_again", "--yes")
+        self.drop("tiny_again")
+        self.drop("tiny")
 
     def _measure(
         self,
