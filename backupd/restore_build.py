@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import Lock
 
 from backupd.errors import PostgresError
 from backupd.manifest import SHARED_STREAM, Table
 from backupd.postgres import archive, database, indexes
 from backupd.postgres.archive import Archive, Entry
+from backupd.postgres.workers import Behind
 from backupd.restore_work import Work
 
 _WHAT = "the schema archive"
+_WORTH_SPLITTING = 64 << 20  # bytes of a table; less is sooner done than shared out
 
 
 class Builder:
@@ -38,15 +41,32 @@ class Builder:
         with _in_memory(self._whole) as file:
             self._work.restorer.schema("pre-data", file, jobs=1)
 
-    def early(self, tables: Sequence[Table]) -> None:
-        """The indexes and keys of tables that are loaded, as far as they need nothing else."""
-        due = [entry for table in tables for entry in self._early.get((table.schema_, table.name), ())]
-        if not due or self._frame is None:
-            return
+    def early(self, tables: Sequence[Table], behind: Behind) -> None:
+        """Leave behind what can be built of tables that are loaded: their indexes and keys, as far as they need nothing
+        else. Those of a large table one by one, for several jobs."""
+        for table in tables:
+            due = self._early.get((table.schema_, table.name), ())
+            exclusive = [entry for entry in due if indexes.is_exclusive(entry)]
+            others = [[entry] for entry in due if entry not in exclusive]
+            if table.bytes < _WORTH_SPLITTING:
+                exclusive, others = list(due), []
+            if exclusive:
+                behind.add(partial(self._build, exclusive, others, behind))
+            else:
+                self._leave(others, behind)
+
+    def _leave(self, groups: Sequence[Sequence[Entry]], behind: Behind) -> None:
+        for group in groups:
+            behind.add(partial(self._build, group, (), behind))
+
+    def _build(self, due: Sequence[Entry], others: Sequence[Sequence[Entry]], behind: Behind) -> None:
+        """These, one after the other; then leave the others, which would have had to wait for them."""
+        assert self._frame is not None
         with _in_memory(self._only(self._frame, [*self._frame.entries, *due])) as file:
             self._work.restorer.schema("post-data", file, jobs=1)
         with self._lock:
             self._built |= {entry.dump_id for entry in due}
+        self._leave(others, behind)
 
     def rest(self) -> None:
         """Indexes, constraints, triggers and the like. Where pg_restore's parallel jobs lock each other out (it does

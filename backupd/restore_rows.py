@@ -30,8 +30,9 @@ def load_all(work: Work, builder: Builder) -> None:
     fresh = database.that_can_be_emptied(plan.dsn, apart) if apart else frozenset[tuple[str, str]]()
     work.progress.phase("loading the rows")
     work.progress.expect(len(plan.contents.tables), sum(stream.raw_bytes for stream in streams))
-    feeds = [partial(_load, work, builder, fresh, stream) for stream in streams]
-    settled, _ = workers.run(feeds, plan.jobs, work.running) if feeds else ([], None)
+    behind = workers.Behind()
+    feeds = [partial(_load, work, builder, fresh, behind, stream) for stream in streams]
+    settled, _ = workers.run(feeds, plan.jobs, work.running, behind=behind) if feeds else ([], None)
     compared = {table for tables in settled for table in tables}
     rest = [t for t in plan.contents.tables if t not in compared and (t.stream in waiting or t.root is not None)]
     _compare_rows(work, rest)
@@ -59,9 +60,11 @@ def _empty(work: Work, streams: Sequence[Stream]) -> None:
     database.empty(work.plan.dsn, tables, large_objects=made_again and SHARED_STREAM in names)
 
 
-def _load(work: Work, builder: Builder, fresh: frozenset[tuple[str, str]], stream: Stream) -> list[Table]:
+def _load(
+    work: Work, builder: Builder, fresh: frozenset[tuple[str, str]], behind: workers.Behind, stream: Stream
+) -> list[Table]:
     """Feed one data stream to pg_restore, checked to its last byte before pg_restore may see an end; then count what
-    arrived, build what needs no more than that, and return the tables that this settles."""
+    arrived, leave behind what can be built now, and return the tables that this settles."""
     tables = [table for table in work.plan.contents.tables if table.stream == stream.name]
     label = stream.tables[0] if len(stream.tables) == 1 else f"{len(tables)} tables"
     if not tables:
@@ -74,7 +77,7 @@ def _load(work: Work, builder: Builder, fresh: frozenset[tuple[str, str]], strea
     _compare_rows(work, settled)
     work.note(done=stream.name)
     work.progress.end(stream.name)
-    builder.early(tables)
+    builder.early(tables, behind)
     return settled
 
 

@@ -29,6 +29,7 @@ LABELS = {
     "backup-local": "`backupd backup --jobs 2` to a folder",
     "dump-directory": "`pg_dump -Fd -Z0 -j2` to the same disk",
     "restore": "`backupd restore --jobs 2` from S3, with ANALYZE",
+    "restore-4": "`backupd restore --jobs 4` from S3, with ANALYZE",
     "restore-custom": "`pg_restore -j2` from a local `-Fc -Z0` archive, without ANALYZE",
     "restore-directory": "`pg_restore -j2` from a local `-Fd -Z0` archive, without ANALYZE",
     "restore-download": "`rclone cat \\| age -d \\| zstd -d` to a file, then `pg_restore -j2`, without ANALYZE",
@@ -51,6 +52,7 @@ PROGRAMS = {
 _AFTER = {
     "shell-s3": "backup-s3",
     "restore": "backup-s3",
+    "restore-4": "backup-s3",
     "restore-directory": "dump-directory",
     "restore-download": "shell-s3",
 }
@@ -69,6 +71,7 @@ class Entry:
     peak: int  # bytes; see measure.Measured
     peak_bound: int
     stored: int | None = None  # bytes of what was made
+    started: float = 0.0  # seconds since the epoch
     phases: dict[str, float] = field(default_factory=dict)  # seconds; of backupd
 
     @staticmethod
@@ -84,6 +87,7 @@ class Entry:
             peak=max(sample.run.peak for sample in samples),
             peak_bound=max(sample.run.peak_bound for sample in samples),
             stored=stored,
+            started=samples[0].run.started,
         )
 
 
@@ -107,7 +111,8 @@ class Round:
             "restic-s3": self._restic_s3,
             "backup-local": self._backup_local,
             "dump-directory": self._dump_directory,
-            "restore": self._restore,
+            "restore": partial(self._restore, "restore", JOBS),
+            "restore-4": partial(self._restore, "restore-4", "4"),
             "restore-custom": partial(self._pg_restore, "restore-custom"),
             "restore-directory": partial(self._pg_restore, "restore-directory"),
             "restore-download": self._download,
@@ -180,11 +185,11 @@ class Round:
         stored = sum(path.stat().st_size for path in self._directory.iterdir())
         return Entry.of("dump-directory", self._number, sample, stored=stored)
 
-    def _restore(self) -> Entry:
+    def _restore(self, name: str, jobs: str) -> Entry:
         assert self._site is not None
-        arguments = ("--at", "latest", "--into", _COPY, "--jobs", JOBS, "--yes")
+        arguments = ("--at", "latest", "--into", _COPY, "--jobs", jobs, "--yes")
         sample = self._place.backupd(self._site, "restore", SOURCE, *arguments)
-        entry = Entry.of("restore", self._number, sample)
+        entry = Entry.of(name, self._number, sample)
         entry.phases = phases(sample)
         self._check(thoroughly=self._number == 1)
         return entry

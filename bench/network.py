@@ -17,12 +17,14 @@ from typing import Any
 from bench import contents, report, targets
 from bench.contenders import LABELS, Entry, one_round
 from bench.kinds import KINDS
-from bench.shaped import shaped
+from bench.shaped import Carried, Shaped, shaped
 from bench.world import SOURCE, World, machine, world
 
 _HERE = Path(__file__).parent
-_MEASURED = ("backup-s3", "shell-s3", "restore", "restore-download")
-_PHASES = {"backup-s3": "dumping", "restore": "loading the rows"}  # in which the streams go over the line
+_MEASURED = ("backup-s3", "shell-s3", "restore", "restore-4", "restore-download")
+_OURS = ("backup-s3", "restore", "restore-4")
+_THERE = ("backup-s3", "shell-s3")  # these send; the others receive
+_STREAMS = 0.05  # of what the line can carry: with less than that in a tenth of a second no streams are under way
 
 
 @dataclass(frozen=True)
@@ -30,47 +32,64 @@ class Far:
     """An S3 server behind a line; everything else of it as it is."""
 
     server: object
-    port: int
+    line: Shaped
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.server, name)
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.line.port}"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One measurement, and for how long streams went over the line in it."""
+
+    entry: Entry
+    streams: float  # seconds
 
 
 @contextmanager
-def far(place: World, megabits: float, milliseconds: float) -> Iterator[World]:
-    with shaped(place.s3.port, megabits=megabits, milliseconds=milliseconds) as port:
-        yield replace(place, s3=Far(place.s3, port))  # type: ignore[arg-type]
+def far(place: World, megabits: float, milliseconds: float) -> Iterator[tuple[World, Shaped]]:
+    with shaped(place.s3.port, megabits=megabits, milliseconds=milliseconds) as line:
+        yield replace(place, s3=Far(place.s3, line)), line  # type: ignore[arg-type]
 
 
-def measure(place: World, given: argparse.Namespace, megabits: float, names: Sequence[str]) -> list[Entry]:
+def measure(place: World, given: argparse.Namespace, megabits: float, names: Sequence[str]) -> list[Seen]:
     rows = contents.counts(place.source)
-    entries: list[Entry] = []
-    with far(place, megabits, given.milliseconds) as there:
+    seen: list[Seen] = []
+    with far(place, megabits, given.milliseconds) as (there, line):
         for number in range(1, given.rounds + 1):
             with place.bucket(f"network-{megabits:g}-{number}") as bucket:
-                entries += one_round(there, bucket, number, rows, names)
-    return entries
+                seen += [
+                    Seen(entry, _streaming(entry, line.carried()[entry.name not in _THERE], megabits))
+                    for entry in one_round(there, bucket, number, rows, names)
+                ]
+    return seen
 
 
-def shares(megabits: float, entries: list[Entry]) -> Iterator[dict[str, Any]]:
+def _streaming(entry: Entry, carried: Carried, megabits: float) -> float:
+    """From the first to the last tenth of a second of this run in which streams were under way."""
+    least = _STREAMS * megabits * 1e6 / 8 / 10
+    began, ended = entry.started * 10, (entry.started + entry.seconds) * 10
+    busy = [tenth for tenth, size in carried.items() if size >= least and began - 1 <= tenth <= ended]
+    return (max(busy) + 1 - min(busy)) / 10
+
+
+def shares(megabits: float, seen: list[Seen]) -> Iterator[dict[str, Any]]:
     """How full who was measured kept the line, in all (`whole`) and while streams went over it (`streams`)."""
     rate = megabits * 1e6 / 8
-    stored = median(entry.stored or 0 for entry in entries if entry.name == "backup-s3")
+    stored = median(each.entry.stored or 0 for each in seen if each.entry.name == "backup-s3")
     for name in _MEASURED:
-        mine = [entry for entry in entries if entry.name == name]
+        mine = [each for each in seen if each.entry.name == name]
         if mine:
             yield {
                 "megabits": megabits,
                 "name": name,
-                "seconds": median(entry.seconds for entry in mine),
-                "whole": median(stored / rate / entry.seconds for entry in mine),
-                "streams": median(stored / rate / _phase(entry, _PHASES[name]) for entry in mine)
-                if name in _PHASES
-                else None,
+                "seconds": median(each.entry.seconds for each in mine),
+                "whole": median(stored / rate / each.entry.seconds for each in mine),
+                "streams": median(stored / rate / each.streams for each in mine),
                 "line": stored / rate,
             }
 
@@ -79,15 +98,10 @@ def told(found: list[dict[str, Any]]) -> str:
     """What was seen, as Markdown."""
     rows = []
     for each in found:
-        streams = "" if each["streams"] is None else f"**{each['streams']:.0%}**"
-        cells = [f"{each['seconds']:.2f}", f"{each['line']:.2f}", f"{each['whole']:.0%}", streams]
+        cells = [f"{each['seconds']:.2f}", f"{each['line']:.2f}", f"{each['whole']:.0%}", f"**{each['streams']:.0%}**"]
         rows.append([f"{each['megabits']:g}", LABELS[each["name"]], *cells])
     headers = ["Mbit/s", "what", "s", "the line by itself, s", "of the line, in all", "while streams go over it"]
     return report.table(headers, rows, left=2)
-
-
-def _phase(entry: Entry, words: str) -> float:
-    return sum(seconds for name, seconds in entry.phases.items() if words in name)
 
 
 def main() -> int:
@@ -110,7 +124,7 @@ def main() -> int:
         size = contents.size(place.source)
         place.warm_up()
         for number, megabits in enumerate(given.megabits):
-            names = _MEASURED if number == 0 else tuple(_PHASES)
+            names = _MEASURED if number == 0 else _OURS
             shared += shares(megabits, measure(place, given, megabits, names))
     rounds = f"{given.rounds} round{'s' * (given.rounds != 1)}"
     began = f"{found['date']}: {given.milliseconds:g} ms, {rounds}, a database of {size / 1e6:,.0f} MB."

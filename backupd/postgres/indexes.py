@@ -31,6 +31,12 @@ def early(entries: Sequence[Entry], tables: Iterable[tuple[str, str]]) -> Mappin
     return {place: tuple(own) for place, own in found.items()}
 
 
+def is_exclusive(entry: Entry) -> bool:
+    """Whether it locks its table against every other: nothing else of that table is to be built beside it then. An
+    index that is the table's order or identity comes with an ALTER TABLE."""
+    return entry.desc != "INDEX" or "ALTER TABLE" in (entry.definition or "")
+
+
 def settings(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     """Those that say how an archive's strings are to be read: any part of it needs them."""
     return tuple(entry for entry in entries if entry.desc in SETTINGS)

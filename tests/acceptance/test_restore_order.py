@@ -100,6 +100,28 @@ def test_an_index_that_reads_another_table_waits_for_it(
     assert fetch(pg15.dsn(copy), query) == fetch(dsn, query)
 
 
+def test_indexes_of_a_large_table_are_shared_out(
+    pg15: ThrowawayServer, new_database: NewDatabase, tmp_path: Path, copy: str
+) -> None:
+    """Those that lock it, one after the other and before all others: two with an ALTER TABLE each would wait for each
+    other for ever."""
+    dsn = new_database(pg15)
+    execute(
+        dsn,
+        "create table large as select i, i j, i % 10 k, repeat('x', 1000) t from generate_series(1, 70000) i",
+        "alter table large add primary key (i); alter table large alter j set not null",
+        "create unique index by_j on large (j); alter table large replica identity using index by_j",
+        "create index by_k on large (k); alter table large cluster on by_k",
+        *(f"create index more{number} on large (k, i, j)" for number in range(4)),
+    )
+    there_and_back(tmp_path, dsn, copy, "--jobs", "3")
+    of_table = "from pg_index join pg_class c on c.oid = indexrelid where indrelid = 'large'::regclass"
+    query = f"select relname, indisprimary, indisclustered, indisreplident, indisvalid {of_table} order by 1"
+    found = fetch(pg15.dsn(copy), query)
+    assert found == fetch(dsn, query)
+    assert len(found) == 7
+
+
 def test_which_wait(pg15: ThrowawayServer, new_database: NewDatabase) -> None:
     dsn = new_database(pg15)
     execute(
@@ -109,6 +131,7 @@ def test_which_wait(pg15: ThrowawayServer, new_database: NewDatabase) -> None:
         "create table t (i int primary key, j int unique, k int references other, d daterange, check (i > 0))",
         "create index plain on t (k); create index partial on t (j) where k > 7; create index functional on t (f(j))",
         "create index expression on t ((j + k)); alter table t add constraint apart exclude using gist (d with &&)",
+        "alter table t cluster on plain",
         "create materialized view seen as select * from t; create index on seen (i)",
         "create table parts (i int) partition by list (i); create table part1 partition of parts for values in (1)",
         "create index on parts (i)",
@@ -118,6 +141,8 @@ def test_which_wait(pg15: ThrowawayServer, new_database: NewDatabase) -> None:
     found = indexes.early(whole.entries, [("public", name) for name in ("t", "part1", "seen")])
     names = {entry.tag for entries in found.values() for entry in entries}
     assert {"t t_pkey", "t t_j_key", "t apart", "plain", "partial", "expression"} <= names
+    exclusive = {entry.tag for entries in found.values() for entry in entries if indexes.is_exclusive(entry)}
+    assert exclusive == {"t t_pkey", "t t_j_key", "t apart", "plain"}
     # A partition's index needs its parent's, which all partitions share.
     assert not {"functional", "t t_k_fkey", "seen_i_idx", "other other_pkey", "parts_i_idx", "part1_i_idx"} & names
 
