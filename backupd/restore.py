@@ -49,7 +49,6 @@ def run(plan: RestorePlan, catalog: Catalog, identities: Sequence[age.Identity],
             if not work.mark.loaded:
                 load_all(work, builder)
                 work.note(loaded=True)
-            progress.phase("building indexes and constraints")
             builder.rest()
             progress.phase("gathering statistics")
             warnings = database.analyze(plan.dsn, plan.jobs, work.running)

@@ -27,6 +27,7 @@ class Builder:
         self._whole = work.plan.contents.archive
         self._built: set[int] = set()  # dump ids
         self._lock = Lock()
+        self._announced = False
         # Where an earlier run was interrupted, nobody knows what it had built: all of it comes at the end then.
         self._resumed = work.plan.resumes and work.mark.tables
         own = [(t.schema_, t.name) for t in work.plan.contents.tables if t.stream != SHARED_STREAM]
@@ -40,6 +41,12 @@ class Builder:
         """All that rows need."""
         with _in_memory(self._whole) as file:
             self._work.restorer.schema("pre-data", file, jobs=1)
+
+    def announce(self) -> None:
+        """Say that all rows are there, and what goes on: once."""
+        if not self._announced:
+            self._announced = True
+            self._work.progress.phase("building indexes and constraints")
 
     def early(self, tables: Sequence[Table], behind: Behind) -> None:
         """Leave behind what can be built of tables that are loaded: their indexes and keys, as far as they need nothing
@@ -71,6 +78,7 @@ class Builder:
     def rest(self) -> None:
         """Indexes, constraints, triggers and the like. Where pg_restore's parallel jobs lock each other out (it does
         not know what a partitioned table's trigger locks), all of them once more with a single one."""
+        self.announce()
         try:
             self._after_rows(self._rest(), jobs=self._work.plan.jobs, again=self._resumed)
         except PostgresError as error:
@@ -93,7 +101,8 @@ class Builder:
         parsed = archive.parse(self._whole, _WHAT) if self._built else None
         if parsed is None:
             return self._whole
-        return self._only(parsed, [entry for entry in parsed.entries if entry.dump_id not in self._built])
+        # Comments stay where they were, whatever is built of what stood before them.
+        return self._only(parsed, [e for e in archive.placed(parsed.entries) if e.dump_id not in self._built])
 
     def _only(self, frame: Archive, entries: Sequence[Entry]) -> bytes:
         size = len(self._whole) - self._behind

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from threading import Lock
 
 from backupd import pipeline
 from backupd.errors import ProofError
@@ -30,9 +31,9 @@ def load_all(work: Work, builder: Builder) -> None:
     fresh = database.that_can_be_emptied(plan.dsn, apart) if apart else frozenset[tuple[str, str]]()
     work.progress.phase("loading the rows")
     work.progress.expect(len(plan.contents.tables), sum(stream.raw_bytes for stream in streams))
-    behind = workers.Behind()
-    feeds = [partial(_load, work, builder, fresh, behind, stream) for stream in streams]
-    settled, _ = workers.run(feeds, plan.jobs, work.running, behind=behind) if feeds else ([], None)
+    loader = _Loader(work, builder, fresh, len(streams))
+    feeds = [partial(loader.load, stream) for stream in streams]
+    settled, _ = workers.run(feeds, plan.jobs, work.running, behind=loader.behind) if feeds else ([], None)
     compared = {table for tables in settled for table in tables}
     rest = [t for t in plan.contents.tables if t not in compared and (t.stream in waiting or t.root is not None)]
     _compare_rows(work, rest)
@@ -60,25 +61,37 @@ def _empty(work: Work, streams: Sequence[Stream]) -> None:
     database.empty(work.plan.dsn, tables, large_objects=made_again and SHARED_STREAM in names)
 
 
-def _load(
-    work: Work, builder: Builder, fresh: frozenset[tuple[str, str]], behind: workers.Behind, stream: Stream
-) -> list[Table]:
-    """Feed one data stream to pg_restore, checked to its last byte before pg_restore may see an end; then count what
-    arrived, leave behind what can be built now, and return the tables that this settles."""
-    tables = [table for table in work.plan.contents.tables if table.stream == stream.name]
-    label = stream.tables[0] if len(stream.tables) == 1 else f"{len(tables)} tables"
-    if not tables:
-        label = "sequences" if work.plan.choice.parts else "sequences and large objects"
-    work.progress.begin(stream.name, label, stream.raw_bytes, tables=len(tables))
-    advance = partial(work.progress.advance, stream.name)
-    with closing(pipeline.fetch(work.catalog.storage, stream, work.identities, advance)) as chunks:
-        work.restorer.data(chunks, stream.key, fresh=fresh, large=stream.raw_bytes >= pipeline.BLOCK)
-    settled = [table for table in tables if table.root is None]
-    _compare_rows(work, settled)
-    work.note(done=stream.name)
-    work.progress.end(stream.name)
-    builder.early(tables, behind)
-    return settled
+@dataclass
+class _Loader:
+    work: Work
+    builder: Builder
+    fresh: frozenset[tuple[str, str]]  # see Edit
+    left: int  # streams
+    behind: workers.Behind = field(default_factory=workers.Behind)
+    lock: Lock = field(default_factory=Lock)
+
+    def load(self, stream: Stream) -> list[Table]:
+        """Feed one data stream to pg_restore, checked to its last byte before pg_restore may see an end; then count
+        what arrived, leave behind what can be built now, and return the tables that this settles."""
+        work = self.work
+        tables = [table for table in work.plan.contents.tables if table.stream == stream.name]
+        label = stream.tables[0] if len(stream.tables) == 1 else f"{len(tables)} tables"
+        if not tables:
+            label = "sequences" if work.plan.choice.parts else "sequences and large objects"
+        work.progress.begin(stream.name, label, stream.raw_bytes, tables=len(tables))
+        advance = partial(work.progress.advance, stream.name)
+        with closing(pipeline.fetch(work.catalog.storage, stream, work.identities, advance)) as chunks:
+            work.restorer.data(chunks, stream.key, fresh=self.fresh, large=stream.raw_bytes >= pipeline.BLOCK)
+        settled = [table for table in tables if table.root is None]
+        _compare_rows(work, settled)
+        work.note(done=stream.name)
+        work.progress.end(stream.name)
+        self.builder.early(tables, self.behind)
+        with self.lock:
+            self.left -= 1
+            if not self.left:
+                self.builder.announce()
+        return settled
 
 
 def _compare_rows(work: Work, tables: Sequence[Table]) -> None:

@@ -48,6 +48,15 @@ class Entry:
     place: bytes = field(repr=False)  # where its data lies, for a reader that can seek
 
 
+def placed(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The same, each with the section that pg_restore takes it to be in (ProcessArchiveRestoreOptions): that of the
+    last one before it which has any. To be asked of a whole archive, before any entries are taken out of it."""
+    section = "pre-data"
+    for entry in entries:
+        section = entry.section if entry.section != "none" else section
+        yield entry if entry.section == section else replace(entry, section=section)
+
+
 @dataclass(frozen=True, slots=True)
 class Archive:
     """The beginning of an archive, up to its data."""

@@ -3,13 +3,14 @@ loading: what pg_restore --jobs does with an archive that has rows and definitio
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from backupd.postgres.archive import Entry
 from backupd.postgres.selection import SETTINGS
 
-_OF_ONE_TABLE = ("INDEX", "CONSTRAINT")
+_KEY = re.compile(r"ALTER (?:FOREIGN )?TABLE ONLY ")
 # What an index may depend on beside its table: not on its parent's index, which belongs to all partitions, and on no
 # function, which may read other tables, whatever it says of itself, and these may not be loaded yet. An extension
 # stands for its functions, and a domain for those of its checks.
@@ -22,13 +23,22 @@ def early(entries: Sequence[Entry], tables: Iterable[tuple[str, str]]) -> Mappin
     by_id = {entry.dump_id: entry for entry in entries}
     found: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in entries:
-        if entry.desc not in _OF_ONE_TABLE or entry.section != "post-data":
+        if not _is_of_one_table(entry):
             continue
         needed = [by_id[number] for number in entry.dependencies if number in by_id]
         places = {(e.schema or "", e.tag) for e in needed if e.desc == "TABLE"}
         if len(places) == 1 and places <= wanted and all(e.desc in ("TABLE", *_HARMLESS) for e in needed):
             found[places.pop()].append(entry)
     return {place: tuple(own) for place, own in found.items()}
+
+
+def _is_of_one_table(entry: Entry) -> bool:
+    """Whether it is an index or a key. From version 18 on pg_dump calls a NOT NULL that is not valid a CONSTRAINT too,
+    and that one goes down to tables that inherit, loaded or not: it is the one without an ONLY."""
+    if entry.section != "post-data":
+        return False
+    key = entry.desc == "CONSTRAINT" and _KEY.match(entry.definition or "") is not None
+    return key or entry.desc == "INDEX"
 
 
 def is_exclusive(entry: Entry) -> bool:

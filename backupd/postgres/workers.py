@@ -6,9 +6,9 @@ import os
 import select
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Condition
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from backupd.postgres.process import Running
 
@@ -92,7 +92,8 @@ def run(
     finally:
         os.close(ended)  # the threads have ended by now
     # Others' errors come of somebody else's `running.stop()`, and whoever had not begun has none to tell.
-    failed = first + sorted(filter(None, (future.exception() for future in futures)), key=_is_cancelled)
+    threads: list[Future[Any]] = [*futures, *side]
+    failed = first + sorted(filter(None, (each.exception() for each in threads)), key=_is_cancelled)
     if failed:
         raise failed[0]
     return [queue.results[number] for number in range(len(tasks))], side[0].result() if side else None
@@ -126,7 +127,9 @@ class _Queue(Generic[T]):
 
     def _next(self) -> Callable[[], None] | None:
         with self._changed:
-            while not self._running.stopped:
+            while self._tasks or self._behind or self._at_work:
+                if self._running.stopped and (self._tasks or self._behind):
+                    raise Cancelled
                 if self._behind and (self._at_tasks >= self._kept or not self._tasks):
                     self._at_work += 1
                     return self._behind.take()
@@ -134,10 +137,8 @@ class _Queue(Generic[T]):
                     self._at_work += 1
                     self._at_tasks += 1
                     return self._first(*self._tasks.popleft())
-                if not self._at_work:
-                    return None
                 self._changed.wait()  # whoever works wakes us, at its end: it is ended when all are stopped
-        raise Cancelled
+        return None
 
     def _first(self, number: int, task: Callable[[], T]) -> Callable[[], None]:
         def once() -> None:

@@ -26,12 +26,12 @@ def copy(pg15: ThrowawayServer) -> Iterator[str]:
     drop_database(pg15, name)
 
 
-def there_and_back(tmp_path: Path, dsn: str, copy: str, *options: str) -> None:
-    """Back a database up, every table in a stream of its own, and restore it."""
+def there_and_back(tmp_path: Path, dsn: str, copy: str, *options: str) -> str:
+    """Back a database up, every table in a stream of its own, and restore it. Returns what that said."""
     site = local_site(tmp_path / "site", {"shop": dsn})
     site.set("large_table_size", '"0"', table="defaults")
     site.run("backup")
-    site.run("restore", "shop", "--at", "latest", "--into", copy, "--yes", *options)
+    return site.run("restore", "shop", "--at", "latest", "--into", copy, "--yes", *options).err
 
 
 def fetch(dsn: str, query: str) -> list[tuple[object, ...]]:
@@ -114,12 +114,55 @@ def test_indexes_of_a_large_table_are_shared_out(
         "create index by_k on large (k); alter table large cluster on by_k",
         *(f"create index more{number} on large (k, i, j)" for number in range(4)),
     )
-    there_and_back(tmp_path, dsn, copy, "--jobs", "3")
+    said = there_and_back(tmp_path, dsn, copy, "--jobs", "3")
+    assert said.count("building indexes and constraints") == 1
+    assert said.index("data-0001") < said.index("building indexes")
     of_table = "from pg_index join pg_class c on c.oid = indexrelid where indrelid = 'large'::regclass"
     query = f"select relname, indisprimary, indisclustered, indisreplident, indisvalid {of_table} order by 1"
     found = fetch(pg15.dsn(copy), query)
     assert found == fetch(dsn, query)
     assert len(found) == 7
+
+
+def test_comments_on_what_was_built_early(
+    pg15: ThrowawayServer, new_database: NewDatabase, tmp_path: Path, copy: str
+) -> None:
+    """pg_restore takes a comment to be in the section of what stands before it, which is no longer there."""
+    dsn = new_database(pg15)
+    execute(
+        dsn,
+        "create table a (i int primary key, j int); insert into a select i, i from generate_series(1, 100) i",
+        "comment on constraint a_pkey on a is 'of a'; create index by_j on a (j); comment on index by_j is 'by j'",
+        "create table b (i int references a, k int); comment on constraint b_i_fkey on b is 'of b'",
+        "comment on table a is 'before the rows'",
+    )
+    comments = "select description from pg_description where objoid >= 16384 order by 1"
+    there_and_back(tmp_path, dsn, copy)
+    assert fetch(pg15.dsn(copy), comments) == fetch(dsn, comments)
+    drop_database(pg15, copy)
+    there_and_back(tmp_path / "part", dsn, copy, "--table", "a")
+    assert fetch(pg15.dsn(copy), comments) == [("before the rows",), ("by j",), ("of a",)]
+
+
+def test_a_constraint_that_goes_down_to_other_tables_waits_for_them(
+    pg18: ThrowawayServer, new_database: NewDatabase, tmp_path: Path
+) -> None:
+    """What is not valid yet holds for new rows, and a restore's are new."""
+    dsn, name = new_database(pg18), f"inherited_copy_{os.getpid()}"
+    execute(
+        dsn,
+        "create table parent (i int, x int); insert into parent select i, i from generate_series(1, 5000) i",
+        "create table child () inherits (parent); insert into child values (0, null)",
+        "alter table parent add constraint filled not null x not valid",
+    )
+    try:
+        there_and_back(tmp_path, dsn, name, "--jobs", "1")
+        constraint = (
+            "select conrelid::regclass::text, convalidated from pg_constraint where conname = 'filled' order by 1"
+        )
+        assert fetch(pg18.dsn(name), constraint) == fetch(dsn, constraint) == [("child", False), ("parent", False)]
+    finally:
+        drop_database(pg18, name)
 
 
 def test_which_wait(pg15: ThrowawayServer, new_database: NewDatabase) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 from itertools import count
 
@@ -136,6 +137,37 @@ def test_tasks_that_somebody_else_ended_fail() -> None:
     with pytest.raises(Ended):
         workers.run([task] * 3, 2, running)
     watching.join()
+
+
+def test_what_is_all_done_counts_whoever_stops_the_rest() -> None:
+    """A backup whose last bytes are on their way when a watch gives up on it: it is whole."""
+    running, both = Running(), threading.Barrier(2, timeout=SECONDS)
+
+    def task(number: int) -> int:
+        both.wait()
+        if number == 1:
+            running.stop()
+        both.wait()
+        return number
+
+    assert workers.run([partial(task, number) for number in range(2)], 2, running) == ([0, 1], None)
+
+
+def test_an_error_beside_is_told_before_what_was_not_begun() -> None:
+    running, begun = Running(), threading.Event()
+
+    def task() -> None:
+        begun.set()
+        while not running.stopped:
+            time.sleep(0.001)
+
+    def beside() -> None:
+        assert begun.wait(SECONDS)
+        running.stop()
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        workers.run([task] * 3, 1, running, beside=beside)
 
 
 def test_no_tasks() -> None:
