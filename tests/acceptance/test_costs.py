@@ -98,7 +98,7 @@ def test_a_backup(place: Place) -> None:
     # One byte in a thousand for age, and some kilobytes for what pg_dump says again in each stream.
     assert stored < 1.002 * compressed + 64_000
     assert largest == 0
-    assert done.written < 64 << 10  # its log, which is caught in a file
+    assert done.written < 64 << 10  # the kernel's notes of when files were read (relatime)
     assert done.peak < 140 * MIB
     parts = math.ceil(stored / FIRST_PART)
     assert asked["UploadPart"] <= parts + 1
