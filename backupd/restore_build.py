@@ -53,12 +53,11 @@ class Builder:
         else. Those of a large table one by one, for several jobs."""
         for table in tables:
             due = self._early.get((table.schema_, table.name), ())
-            exclusive = [entry for entry in due if indexes.is_exclusive(entry)]
-            others = [[entry] for entry in due if entry not in exclusive]
-            if table.bytes < _WORTH_SPLITTING:
-                exclusive, others = list(due), []
-            if exclusive:
-                behind.add(partial(self._build, exclusive, others, behind))
+            whole = table.bytes < _WORTH_SPLITTING
+            together = [entry for entry in due if whole or indexes.is_exclusive(entry)]
+            others = [[entry] for entry in due if entry not in together]
+            if together:
+                behind.add(partial(self._build, together, others, behind))
             else:
                 self._leave(others, behind)
 

@@ -32,7 +32,7 @@ class Behind:
         self._tasks: deque[Callable[[], None]] = deque()
 
     def add(self, task: Callable[[], None]) -> None:
-        """From within a task, or from work that one has left behind."""
+        """As the last act of a task, or of work that one has left behind: threads that wait look again when it ends."""
         self._tasks.append(task)
 
     def __len__(self) -> int:
